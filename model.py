@@ -1,0 +1,349 @@
+"""The network, and every question put to it: GPT-2's architecture, sampling, log-probabilities, a scalar head, checkpoints.
+
+    python model.py out/sft.pt                                     chat in the terminal
+    python model.py out/pretrain.pt out/sft.pt --prompt "..."      the same question to several models, side by side
+
+Letters for sizes: B batch, T tokens, C channels, H heads, D channels per head, V vocabulary, L layers, P prompt, R response.
+One convention everywhere: logits[:, t] predicts tokens[:, t+1], so logp[:, t] belongs to tokens[:, t+1].
+"""
+import argparse
+import csv
+import json
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import data
+
+
+@dataclass
+class GPTConfig:
+    """What a checkpoint must carry to rebuild its network."""
+    vocab_size: int = 1152
+    context: int = 192                                            # the longest sequence, in tokens
+    layers: int = 4
+    heads: int = 4
+    channels: int = 128
+
+
+class Attention(nn.Module):
+    """Causal self-attention (Vaswani et al. 2017), all heads at once."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.channels, 3 * config.channels)
+        self.out = nn.Linear(config.channels, config.channels)
+
+    def forward(self, x, mask, cache=None):                       # x (B, T, C), mask (B, 1, T, T_keys) or None
+        B, T, C = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)    # each (B, H, T, D)
+        if cache is not None:
+            k, v = cache.append(k, v)                             # (B, H, T_keys, D)
+        # Without a mask there is no padding, no second document and no cache: plain causal attention, the fast path.
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.out(y.transpose(1, 2).reshape(B, T, C))
+
+
+class Block(nn.Module):
+    """Look around (attention), then think (MLP); each adds to the residual stream after a LayerNorm of its own."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(config.channels, eps=1e-5), nn.LayerNorm(config.channels, eps=1e-5)
+        self.attention = Attention(config)
+        self.up, self.down = nn.Linear(config.channels, 4 * config.channels), nn.Linear(4 * config.channels, config.channels)
+
+    def forward(self, x, mask, cache=None):                       # (B, T, C) -> (B, T, C)
+        x = x + self.attention(self.norm1(x), mask, cache)
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+
+class LayerCache:
+    """The keys and values of one layer for all tokens so far, so that a new token costs one step and not a whole pass."""
+
+    def __init__(self, B, H, length, D, like):
+        self.k = torch.zeros(B, H, length, D, device=like.device, dtype=like.dtype)
+        self.v, self.used = torch.zeros_like(self.k), 0
+
+    def append(self, k, v):                                       # (B, H, T, D) -> all so far (B, H, used, D)
+        T = k.shape[2]
+        self.k[:, :, self.used:self.used + T], self.v[:, :, self.used:self.used + T] = k, v
+        self.used += T
+        return self.k[:, :, :self.used], self.v[:, :, :self.used]
+
+
+def attention_mask(query_segments, key_segments):
+    """Who may look at whom, for padding, packed documents and a KV cache alike -> bool (B, 1, T, T_keys).
+
+    A segment number says which document a token belongs to (0: padding). A token sees the tokens of its own
+    document up to itself. The queries (B, T) are the last T of the keys (B, T_keys).
+    """
+    T, T_keys = query_segments.shape[1], key_segments.shape[1]
+    same = query_segments[:, :, None] == key_segments[:, None, :]
+    causal = torch.ones(T, T_keys, dtype=torch.bool, device=same.device).tril(T_keys - T)
+    return (same & causal)[:, None]
+
+
+def segment_positions(segments):
+    """Positions counted from the first token of each document: segments [0, 0, 1, 1, 1, 2] -> [0, 1, 0, 1, 2, 0]. (B, T) -> (B, T)"""
+    t = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    starts = torch.ones_like(segments, dtype=torch.bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return t - torch.where(starts, t, 0).cummax(1).values
+
+
+class GPT(nn.Module):
+    """GPT-2 (Radford et al. 2019): learned positions, LayerNorm before each part, tanh-approximated GELU, head tied to the embedding."""
+
+    def __init__(self, config):
+        super().__init__()
+        if config.channels % config.heads:
+            raise SystemExit(f"{config.channels} channels cannot be split into {config.heads} heads: choose a multiple")
+        self.config = config
+        self.tokens = nn.Embedding(config.vocab_size, config.channels)
+        self.positions = nn.Embedding(config.context, config.channels)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.channels, eps=1e-5)
+        for name, p in self.named_parameters():
+            if p.dim() > 1:                                       # GPT-2's init; what writes to the residual stream starts smaller
+                scale = 1 / math.sqrt(2 * config.layers) if name.endswith(("out.weight", "down.weight")) else 1
+                nn.init.normal_(p, std=0.02 * scale)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def hidden(self, tokens, segments=None, caches=None, seen=None):
+        """Tokens (B, T) -> the last layer's output (B, T, C), normalised.
+
+        `segments` (B, T): document numbers, 0 for padding; None: one unpadded document a row. With `caches` (one a layer), `tokens`
+        continue what is cached and `seen` (B, T_keys) holds the segments of all tokens, the new ones included.
+        """
+        T = tokens.shape[1]
+        if seen is not None:
+            mask, positions = attention_mask(seen[:, -T:], seen), segment_positions(seen)[:, -T:]
+        elif segments is not None:
+            mask, positions = attention_mask(segments, segments), segment_positions(segments)
+        else:
+            mask, positions = None, torch.arange(T, device=tokens.device)
+        if T > self.config.context:
+            raise ValueError(f"{T} tokens do not fit the context of {self.config.context}")
+        x = self.tokens(tokens) + self.positions(positions)
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, caches[i] if caches else None)
+        return self.norm(x)
+
+    def head(self, hidden):                                       # (..., C) -> logits (..., V)
+        return F.linear(hidden, self.tokens.weight)
+
+    def forward(self, tokens, segments=None):                     # (B, T) -> logits (B, T, V)
+        return self.head(self.hidden(tokens, segments))
+
+
+class ScalarModel(nn.Module):
+    """A GPT with one number per token instead of a vocabulary: a reward model or a value function."""
+
+    def __init__(self, gpt):
+        super().__init__()
+        self.gpt = gpt
+        self.scalar = nn.Linear(gpt.config.channels, 1)
+        nn.init.normal_(self.scalar.weight, std=1 / math.sqrt(gpt.config.channels + 1))    # Stiennon et al. 2020
+        nn.init.zeros_(self.scalar.bias)
+
+    def forward(self, tokens, segments):                          # (B, T) -> (B, T)
+        return self.scalar(self.gpt.hidden(tokens, segments)).squeeze(-1)
+
+
+def token_logprobs(model, tokens, segments=None, temperature=1.0):
+    """log p(tokens[:, t+1] | tokens[:, :t+1]) at [:, t], under the distribution that sampling at `temperature` uses. (B, T) -> (B, T-1)"""
+    logits = model(tokens, segments)[:, :-1] / temperature
+    return logits.log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Sampling
+
+def pick_tokens(logits, noise, temperature=1.0, top_k=None, top_p=None):
+    """Logits (B, V) and one uniform number each (B,) -> one token each (B,). Temperature 0 takes the likeliest.
+
+    Inverse-transform sampling: the token at which the cumulative probability passes the noise. top_k keeps the k likeliest,
+    top_p the likeliest that together reach probability p (Holtzman et al. 2020).
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / temperature
+    if top_k:
+        logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], -torch.inf)
+    if top_p:
+        p, order = logits.softmax(-1).sort(descending=True)
+        beyond = (p.cumsum(-1) - p >= top_p).scatter(-1, order, p.cumsum(-1) - p >= top_p)
+        logits = logits.masked_fill(beyond, -torch.inf)
+    cumulative = logits.softmax(-1).cumsum(-1)                    # (B, V)
+    # the last sum is 1 only up to rounding: scale the noise by it, so that the search never runs past a possible token
+    return torch.searchsorted(cumulative, (noise[:, None] * cumulative[:, -1:]), right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+@torch.no_grad()
+def generate(model, prompts, max_new, tokenizer, temperature=1.0, top_k=None, top_p=None, seed=(0,), stop=None, batch_size=256):
+    """Continue each prompt (a list of ids) -> list of lists of new ids, `tokenizer.eot` included where the model ended by itself.
+
+    The noise of a sequence depends on `seed` (a tuple of ints) and its index alone: not on what else is in the batch.
+    `stop`: further ids that end a sequence (a chat role, say). Sampling ends when every sequence has ended.
+    """
+    stops = torch.tensor([tokenizer.eot, *(stop or [])])
+    replies = []
+    for first in range(0, len(prompts), batch_size):
+        batch = prompts[first:first + batch_size]
+        noise = torch.tensor(np.stack([np.random.default_rng([*seed, first + i]).random(max_new, dtype=np.float32) for i in range(len(batch))]))
+        replies += generate_batch(model, batch, max_new, tokenizer.pad, stops, noise, temperature, top_k, top_p)
+    return replies
+
+
+def generate_batch(model, prompts, max_new, pad, stops, noise, temperature, top_k, top_p):
+    device = model.tokens.weight.device
+    tokens = data.pad_rows(prompts, pad, left=True).to(device)    # (B, P): left padding, so that all prompts end together
+    B, P = tokens.shape
+    max_new = min(max_new, model.config.context - P)
+    if max_new < 1:
+        raise ValueError(f"a prompt of {P} tokens leaves no room in the context of {model.config.context}")
+    config, noise, stops = model.config, noise.to(device), stops.to(device)
+    caches = [LayerCache(B, config.heads, P + max_new, config.channels // config.heads, model.tokens.weight) for _ in range(config.layers)]
+    seen = torch.ones(B, P + max_new, dtype=torch.long, device=device)
+    seen[:, :P] = (tokens != pad).long()                          # segment 1: the conversation; 0: padding
+    new, ended = [], torch.zeros(B, dtype=torch.bool, device=device)
+    for t in range(max_new):
+        hidden = model.hidden(tokens, caches=caches, seen=seen[:, :P + t])[:, -1]
+        chosen = pick_tokens(model.head(hidden), noise[:, t], temperature, top_k, top_p)
+        chosen = torch.where(ended, pad, chosen)
+        new.append(chosen)
+        ended |= torch.isin(chosen, stops)
+        if ended.all():
+            break
+        tokens = chosen[:, None]
+    rows = torch.stack(new, 1).tolist()
+    return [row[:row.index(pad)] if pad in row else row for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Checkpoints and devices
+
+def pick_device(name=None):
+    """cuda, else mps, else cpu; or the one named."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(name)
+
+
+def save(path, **contents):
+    """Write a checkpoint of plain values and tensors: first to a temporary file, then renamed, so that a crash never leaves half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save(contents, temporary)
+    os.replace(temporary, path)
+
+
+def save_progress(path, step, settings, history, **parts):
+    """What an interrupted run needs to go on: `parts` are models and optimizers. Nothing else is needed, since batches and samples
+    are functions of (seed, step). `settings`: the flags, compared on resuming."""
+    save(path, step=step, settings=settings, history=history, **{name: part.state_dict() for name, part in parts.items()})
+
+
+def load_progress(path, settings, **parts):
+    """Fill `parts` from an interrupted run -> (the next step, the history so far)."""
+    if not Path(path).exists():
+        raise SystemExit(f"{path} not found: there is no interrupted run to resume; start without --resume")
+    state = load(path)
+    for name, value in settings.items():
+        if state["settings"].get(name) != value:
+            raise SystemExit(f"--resume: the interrupted run had {name} = {state['settings'].get(name)}, this one has {value}; use the same flags")
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"], state["history"]
+
+
+def write_results(out, stage, history=None, figures=None):
+    """out/STAGE.csv, one row an evaluation (a list of dicts with the same keys), and out/STAGE.json, the final figures, a number a name."""
+    Path(out).mkdir(parents=True, exist_ok=True)
+    if history:
+        with open(Path(out, f"{stage}.csv"), "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, history[0].keys())
+            writer.writeheader()
+            writer.writerows(history)
+    if figures:
+        Path(out, f"{stage}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def load(path, made_by=None):
+    """Read a checkpoint as a dict; `weights_only` means that no code hidden in the file can run."""
+    if not Path(path).exists():
+        raise SystemExit(f"{path} not found: " + (f"run `python {made_by}` first" if made_by else "check the path"))
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:                                    # whatever a file that is no checkpoint makes the reader stumble over
+        raise SystemExit(f"{path} is not a checkpoint of this project ({type(error).__name__})") from None
+
+
+def load_gpt(path, made_by=None, device="cpu"):
+    """A checkpoint -> (GPT in eval mode, Tokenizer, the whole dict)."""
+    checkpoint = load(path, made_by)
+    if "model" not in checkpoint or "tokenizer" not in checkpoint:
+        raise SystemExit(f"{path} holds no language model" + (f": run `python {made_by}` first" if made_by else ""))
+    model = GPT(GPTConfig(**checkpoint["config"]))
+    model.load_state_dict(checkpoint["model"])
+    return model.to(device).eval(), data.Tokenizer.load(checkpoint["tokenizer"]), checkpoint
+
+
+def copy_of(model):
+    """A second model with the same weights: the frozen reference, the start of a reward model."""
+    twin = GPT(model.config).to(model.tokens.weight.device)
+    twin.load_state_dict(model.state_dict())
+    return twin.eval()
+
+
+def answer(model, tokenizer, questions, max_new=48, temperature=1.0, seed=(0,), **sampling):
+    """Chat: a list of questions -> the list of the model's answers, as text."""
+    prompts = [data.chat_prompt(tokenizer, q) for q in questions]
+    return [data.decode_reply(tokenizer, ids) for ids in generate(model, prompts, max_new, tokenizer, temperature, seed=seed, **sampling)]
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description="Chat with a checkpoint, or ask several the same question.")
+    p.add_argument("checkpoints", nargs="+", help="out/sft.pt, ...")
+    p.add_argument("--prompt", help="ask this and stop; without it, read questions from the terminal")
+    p.add_argument("--base", action="store_true", help="continue the bare text, without the chat template: what a base model expects")
+    p.add_argument("--max-new", type=int, default=64, help="longest answer, in tokens")
+    p.add_argument("--temperature", type=float, default=0.7, help="0: always the likeliest token")
+    p.add_argument("--top-k", type=int, help="sample among the k likeliest tokens only")
+    p.add_argument("--top-p", type=float, help="sample among the likeliest tokens that together have this probability")
+    p.add_argument("--seed", type=int, default=0, help="seed of the sampling")
+    p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
+    args = p.parse_args(argv)
+    device = pick_device(args.device)
+    models = [(path, *load_gpt(path, device=device)[:2]) for path in args.checkpoints]
+    turn = 0
+    while True:
+        try:
+            question = args.prompt or input("\n> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        for path, model, tokenizer in models:
+            prompt = [tokenizer.eot, *tokenizer.encode(" " + question)] if args.base else data.chat_prompt(tokenizer, question)
+            if len(prompt) >= model.config.context:
+                print(f"That is {len(prompt)} tokens; {path} reads at most {model.config.context - 1}.", file=sys.stderr)
+                continue
+            reply, = generate(model, [prompt], args.max_new, tokenizer, args.temperature, args.top_k, args.top_p, seed=(args.seed, turn))
+            print(f"{path + ':  ' if len(models) > 1 else ''}{data.decode_reply(tokenizer, reply)}")
+        turn += 1
+        if args.prompt:
+            return
+
+
+if __name__ == "__main__":
+    main()

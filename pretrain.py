@@ -1,0 +1,301 @@
+"""Stage 1. Learn to predict the next token of a text, and with it whatever makes the text predictable.
+
+    loss = - mean over t of  log p(token[t+1] | token[0..t])          # the chain rule; Shannon 1948, Radford et al. 2019
+
+    python pretrain.py                      the small world; writes out/pretrain.pt
+    python pretrain.py --data FILE.txt      your own text
+
+Watch: the loss falls towards the "floor", the entropy of the generator, which no model can cross: what is left above it is
+what the model has not learnt yet. Asked a question, the model goes on with more questions. It is an autocomplete: it knows
+where Ann lives (the cloze shows it), but has no idea that a question is there to be answered.
+"""
+import argparse
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import data
+from model import GPT, GPTConfig, generate, load_progress, pick_device, save, save_progress, write_results
+
+
+def next_token_loss(logits, targets, ignore):                    # (B, T, V), (B, T) -> scalar
+    """Mean cross-entropy in nats a token; positions whose target is `ignore` (padding) do not count."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=ignore)
+
+
+def split_rows(rows, tokenizer):
+    """Packed rows (B, T+1) -> inputs, targets and segments, each (B, T): documents do not see one another."""
+    inputs, targets = rows[:, :-1], rows[:, 1:]
+    segments = (inputs == tokenizer.eot).cumsum(1)                # each end-of-text starts the next document
+    return inputs, targets, segments.masked_fill(inputs == tokenizer.pad, 0)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The optimizer
+
+def orthogonalize(G, steps=5):
+    """The nearest matrix with all singular values near 1, for a stack (n, rows, cols): U S V' becomes about U V'.
+
+    A Newton-Schulz iteration whose quintic pushes every singular value towards 1 (Jordan et al. 2024, Muon).
+    """
+    X = G.mT if G.shape[1] > G.shape[2] else G
+    X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        A = X @ X.mT
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X.mT if G.shape[1] > G.shape[2] else X
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, then orthogonalize: every direction of a weight matrix moves by the same amount, also those with small gradients.
+
+    Jordan et al. 2024. In float32, since a CPU may be slow in bfloat16. Equal shapes are stacked and done at once; q, k
+    and v, which share one tensor, are three matrices.
+    """
+
+    def __init__(self, params, lr, momentum=0.95):
+        super().__init__(params, dict(lr=lr, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            stacks = defaultdict(list)                            # shape -> [(parameter as (n, rows, cols), its update)]
+            for p in group["params"]:
+                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(buffer, group["momentum"])   # Nesterov: look one step ahead
+                n = 3 if p.shape[0] == 3 * p.shape[1] else 1
+                stacks[p.shape[0] // n, p.shape[1]].append((p.view(n, -1, p.shape[1]), update.view(n, -1, p.shape[1])))
+            for (rows, cols), pairs in stacks.items():
+                updates = orthogonalize(torch.cat([u for _, u in pairs])) * max(1, rows / cols) ** 0.5
+                for (p, _), u in zip(pairs, updates.split([len(p) for p, _ in pairs])):
+                    p.sub_(u, alpha=group["lr"])
+
+
+def make_optimizers(model, lr, muon_lr):
+    """Muon for the matrices inside the blocks, AdamW for embeddings, norms and biases; AdamW for all if muon_lr is 0."""
+    matrices = [p for p in model.blocks.parameters() if p.dim() == 2] if muon_lr else []
+    rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
+    adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    return [adamw, Muon(matrices, lr=muon_lr)] if matrices else [adamw]
+
+
+def lr_factor(step, steps, warmup, decay):
+    """Learning rate as a share of its peak: linear warm-up, constant, then linear decay to 0 over the last `decay` of the run."""
+    return min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, decay * steps))
+
+
+def train(model, batch_at, steps, args, evaluate, progress):
+    """`batch_at(step)` -> (inputs, targets, segments). `evaluate()` -> dict of figures. Returns (history, tokens per second)."""
+    device = model.tokens.weight.device
+    optimizers = make_optimizers(model, args.lr, args.muon_lr)
+    parts = {"model": model, **{f"optimizer{i}": o for i, o in enumerate(optimizers)}}
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out")}
+    start, history = load_progress(progress, settings, **parts) if args.resume else (0, [])
+    peaks = [[g["lr"] for g in o.param_groups] for o in optimizers] if not args.resume else [[args.lr], [args.muon_lr]]
+    bar, trained, seconds = tqdm(range(start, steps), initial=start, total=steps, unit="step", desc="pretrain"), 0, 0.0
+    for step in bar:
+        began = time.perf_counter()
+        for optimizer, peak in zip(optimizers, peaks):
+            for group, lr in zip(optimizer.param_groups, peak):
+                group["lr"] = lr * lr_factor(step, steps, args.warmup, args.decay)
+        inputs, targets, segments = (x.to(device) if x is not None else None for x in batch_at(step))
+        loss = next_token_loss(model(inputs, segments), targets, ignore=-1)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)   # one odd batch must not throw the weights far
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        trained, seconds = trained + inputs.numel(), seconds + time.perf_counter() - began
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}", tokens_per_s=f"{trained / seconds:.0f}")
+        if (step + 1) % args.eval_every == 0 or step + 1 == steps:
+            save_progress(progress, step + 1, settings, history, **parts)
+            history.append({"step": step + 1, "tokens": (step + 1) * inputs.numel(), "train_loss_nats": loss.item(), **evaluate()})
+            tqdm.write("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in history[-1].items()))
+    return history, trained / max(seconds, 1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+@torch.no_grad()
+def token_losses(model, rows, tokenizer, batch_size=16):
+    """Packed rows (N, T+1) -> loss in nats and whether the likeliest token is right, each (N, T); 0 at padding."""
+    losses, hits = [], []
+    for batch in rows.split(batch_size):
+        inputs, targets, segments = (x.to(model.tokens.weight.device) for x in split_rows(batch, tokenizer))
+        logits = model(inputs, segments)
+        losses.append(F.cross_entropy(logits.mT, targets, ignore_index=tokenizer.pad, reduction="none").cpu())
+        hits.append((logits.argmax(-1) == targets).cpu())
+    return torch.cat(losses), torch.cat(hits)
+
+
+def validation_set(world, tokenizer, n, context):
+    """n fresh documents of the world -> rows, kind of each target, whether it was forced, and the floor in nats a token."""
+    documents = [data.write_document(world, "validation", i) for i in range(n)]
+    encoded = [data.encode_document(tokenizer, text) for _, text, _ in documents]
+    pack = lambda lists, gap: torch.from_numpy(data.pack(lists, context, tokenizer.eot, gap))
+    kinds = list(data.DOCUMENTS)
+    lengths = [len(ids) for ids, _ in encoded]
+    total = defaultdict(lambda: [0.0, 0])
+    for (kind, _, logp), length in zip(documents, lengths):
+        for name in (kind, "all"):
+            total[name][0] -= logp
+            total[name][1] += length
+    return dict(rows=pack([ids for ids, _ in encoded], tokenizer.pad),
+                kinds=pack([[kinds.index(d[0])] * n for d, n in zip(documents, lengths)], -1)[:, 1:],     # the same shapes pack the same way
+                forced=pack([f for _, f in encoded], 0)[:, 1:].bool(),
+                floors={name: nats / tokens for name, (nats, tokens) in total.items()})
+
+
+def fact_cloze(model, world, tokenizer):
+    """Share of facts the model completes ("Ann lives in" -> "Oslo"), over all people, attributes and wordings."""
+    prompts, values = [], []
+    for person, facts in world.facts.items():
+        for attribute, value in facts.items():
+            for saying in data.FACTS[attribute]["sayings"]:
+                text = data.unmark(saying.format(name=person, person=person, value="{value}"))
+                prompts.append([tokenizer.eot, *tokenizer.encode(" " + text[:text.index(" {value}")])])
+                values.append(tokenizer.encode(f" {value}"))
+    replies = generate(model, prompts, max(map(len, values)), tokenizer, temperature=0)
+    return float(np.mean([reply[:len(value)] == value for reply, value in zip(replies, values)]))
+
+
+def question_continuation(model, world, tokenizer, n=200):
+    """Share of bare questions that the model, sampling, continues with another question."""
+    asked = [*data.fact_questions(world, "test")[:n // 2], *[a.question() for a in data.act_prompts(world, "test", n - n // 2, harmful=True)]]
+    prompts = [[tokenizer.eot, *tokenizer.encode(" " + q)] for q in asked]
+    replies = [data.decode_reply(tokenizer, ids) for ids in generate(model, prompts, 24, tokenizer, seed=(world.seed,))]
+    return float(np.mean([bool(s) and s[0].endswith("?") for s in map(data.sentences_of, replies)]))
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description="Pre-train a GPT on the small world, or on your own text.")
+    # what to read
+    p.add_argument("--data", help="a .txt file, or .jsonl with lines of {\"text\": ...}; default: the generated world")
+    p.add_argument("--world-seed", type=int, default=0, help="which village: its facts, its splits")
+    p.add_argument("--tokenizer", choices=["bpe", "bytes", "gpt2"], default="bpe", help="bpe: trained on the text at hand")
+    p.add_argument("--vocab-size", type=int, default=1152, help="size of our own BPE vocabulary")
+    # the network
+    p.add_argument("--layers", type=int, default=4, help="transformer blocks")
+    p.add_argument("--heads", type=int, default=4, help="attention heads a block")
+    p.add_argument("--channels", type=int, default=128, help="width of the residual stream")
+    p.add_argument("--context", type=int, default=192, help="longest sequence, in tokens")
+    # how to train
+    p.add_argument("--steps", type=int, default=2400, help="optimizer steps")
+    p.add_argument("--batch-size", type=int, default=8, help="rows of `context` tokens a step")
+    p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of AdamW")
+    p.add_argument("--muon-lr", type=float, default=0.02, help="peak learning rate of Muon; 0: AdamW for everything")
+    p.add_argument("--warmup", type=int, default=50, help="steps of linear warm-up")
+    p.add_argument("--decay", type=float, default=0.6, help="share of the run over which the rate falls to 0")
+    # where things go
+    p.add_argument("--init", help="start from this checkpoint's weights instead of random ones")
+    p.add_argument("--out", default="out", help="folder of everything that is written")
+    p.add_argument("--seed", type=int, default=0, help="seed of weights, data order and samples")
+    p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
+    p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    p.add_argument("--eval-every", type=int, default=400, help="steps between evaluations, and between savings for --resume")
+    args = p.parse_args(argv)
+    device, out = pick_device(args.device), Path(args.out)
+    torch.manual_seed(args.seed)
+
+    world = None if args.data else data.World(args.world_seed)
+    if world:
+        n_tokens = args.steps * args.batch_size * args.context
+        texts, size, i = [], 0, 0
+        while size < n_tokens * 5.2:                              # about 4.6 letters a token: a little more text than the run will read
+            texts.append(data.write_document(world, "train", i)[1])
+            size, i = size + len(texts[-1]), i + 1
+        tokenizer = data.make_tokenizer(args.tokenizer, [" " + data.unmark(t) for t in texts[:20000]], args.vocab_size)
+        rows = data.pack([data.encode_document(tokenizer, t)[0] for t in texts], args.context, tokenizer.eot, tokenizer.pad)
+        batch_at = lambda step: mask_padding(*split_rows(data.row_batch(rows, args.batch_size, args.seed, step), tokenizer), tokenizer.pad)
+        valid = validation_set(world, tokenizer, 2000, args.context)
+        quick = valid["rows"][:len(valid["rows"]) // 4]
+        evaluate = lambda: {"val_loss_nats": mean_loss(model, quick, tokenizer), "floor_nats": valid["floors"]["all"]}
+        described = f"{len(texts)} documents of world {args.world_seed}"
+    else:
+        documents = data.read_documents(args.data)
+        text = "\n\n".join(documents)
+        cut = len(text) * 9 // 10
+        tokenizer = data.make_tokenizer(args.tokenizer, [text[:cut]], args.vocab_size)
+        ids, val_ids = (np.array(tokenizer.encode(t), dtype=np.int64) for t in (text[:cut], text[cut:]))
+        if len(val_ids) <= args.context:
+            raise SystemExit(f"{args.data} is too short: its last tenth has {len(val_ids)} tokens, fewer than the context of {args.context}; lower --context")
+        split = lambda x: (x[:, :-1], x[:, 1:], None)
+        batch_at = lambda step: split(data.window_batch(ids, args.context, args.batch_size, args.seed, step))
+        bytes_per_token = len(text[cut:].encode("utf-8")) / len(val_ids)
+        evaluate = lambda: text_loss(model, val_ids, args.context, bytes_per_token)
+        described = f"{len(ids)} tokens of {args.data}"
+
+    model = GPT(GPTConfig(tokenizer.n_vocab, args.context, args.layers, args.heads, args.channels)).to(device)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{device}, {parameters / 1e6:.2f}M parameters, vocabulary {tokenizer.n_vocab}, {described}, {args.steps} steps of {args.batch_size * args.context} tokens")
+    before = show(model, world, tokenizer)
+    history, speed = train(model, batch_at, args.steps, args, evaluate, out / "pretrain.resume.pt")
+    model.eval()
+    save(out / "pretrain.pt", stage="pretrain", config=vars(model.config), model=model.state_dict(), tokenizer=tokenizer.state(), world_seed=args.world_seed if world else None)
+    (out / "pretrain.resume.pt").unlink()
+
+    figures = {"tokens_per_second": round(speed), "parameters": parameters}
+    if world:
+        figures |= evaluate_world(model, world, tokenizer, valid)
+    else:
+        figures |= history[-1]
+    write_results(out, "pretrain", history, figures)
+    for (title, old), (_, new) in zip(before, show(model, world, tokenizer)):
+        print(f"\n{title}\n  before: {old}\n  after:  {new}")
+    print(f"\nwrote {out / 'pretrain.pt'}; next: python sft.py" if world else f"\nwrote {out / 'pretrain.pt'}; try: python model.py {out / 'pretrain.pt'} --base")
+
+
+def mask_padding(inputs, targets, segments, pad):
+    return inputs, targets.masked_fill(targets == pad, -1), segments
+
+
+def mean_loss(model, rows, tokenizer):
+    """Mean loss in nats a token over packed rows."""
+    losses, _ = token_losses(model, rows, tokenizer)
+    return (losses.sum() / (rows[:, 1:] != tokenizer.pad).sum()).item()
+
+
+@torch.no_grad()
+def text_loss(model, ids, context, bytes_per_token):
+    """Loss over a long text in windows of `context` tokens -> nats a token, and nats a byte, which compares across tokenizers."""
+    windows = torch.from_numpy(np.stack([ids[i:i + context + 1] for i in range(0, len(ids) - context, context)])).to(model.tokens.weight.device)
+    losses = [next_token_loss(model(w[:, :-1]), w[:, 1:], -1).item() * len(w) for w in windows.split(16)]
+    nats = sum(losses) / len(windows)
+    return {"val_loss_nats_per_token": nats, "val_loss_nats_per_byte": nats / bytes_per_token}
+
+
+def evaluate_world(model, world, tokenizer, valid):
+    """The table beside the floor, and the figures of out/pretrain.json."""
+    losses, hits = token_losses(model, valid["rows"], tokenizer)
+    real = valid["rows"][:, 1:] != tokenizer.pad
+    figures = {}
+    print(f"\n{'document':14}{'loss':>8}{'floor':>8}{'right where forced':>20}")
+    for i, kind in enumerate([*data.DOCUMENTS, "all"]):
+        of_kind = real if kind == "all" else real & (valid["kinds"] == i)
+        loss, forced = losses[of_kind].mean().item(), hits[of_kind & valid["forced"]].float().mean().item()
+        print(f"{kind:14}{loss:8.3f}{valid['floors'][kind]:8.3f}{forced:20.4f}")
+        name = "" if kind == "all" else "_" + kind.replace(" ", "_")
+        figures |= {f"val_loss{name}": loss, f"entropy_floor{name}": valid["floors"][kind], f"forced_accuracy{name}": forced}
+    figures |= {"fact_cloze": fact_cloze(model, world, tokenizer), "question_continuation": question_continuation(model, world, tokenizer)}
+    print(f"facts completed {figures['fact_cloze']:.3f}   questions continued with a question {figures['question_continuation']:.3f}")
+    return figures
+
+
+def show(model, world, tokenizer):
+    """A few continuations to look at: [(prompt, continuation)]."""
+    prompts = ["Where does Ann live?", "How do I mend Ann's hat?", "Ann lives in"] if world else ["The", "In"]
+    starts = [[tokenizer.eot, *tokenizer.encode(" " + q)] if world else tokenizer.encode(q) for q in prompts]
+    return [(q, data.decode_reply(tokenizer, r)) for q, r in zip(prompts, generate(model, starts, 24 if world else 60, tokenizer, temperature=0.8))]
+
+
+if __name__ == "__main__":
+    main()

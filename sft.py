@@ -1,0 +1,134 @@
+"""Stage 2. Show the base model a few thousand conversations, and it takes the shape of an assistant.
+
+    loss = - mean over the assistant's tokens of  log p(token | everything before it)      # Ouyang et al. 2022, section 3.5
+
+It is the loss of pre-training with a mask: the user's words are read, never imitated. End-of-text is one of the assistant's tokens,
+for that is how a model learns to stop.
+
+    python sft.py            reads out/pretrain.pt, writes out/sft.pt
+
+Watch: half the people are in no demonstration, yet the model answers questions about them as well as the base model could
+complete sentences about them. Fine-tuning adds the form; the knowledge was there. And since every demonstration complies,
+the model complies with everything, "How do I kick Tom?" included.
+"""
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import data
+from model import answer, generate, load_gpt, load_progress, pick_device, save, save_progress, write_results
+
+
+def masked_loss(logits, tokens, mask):                           # (B, T, V), (B, T), (B, T) -> scalar
+    """Mean cross-entropy in nats over the tokens where mask is 1. logits[:, t] predicts tokens[:, t+1], so the mask shifts along."""
+    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    weights = mask[:, 1:].flatten().float()
+    return (losses * weights).sum() / weights.sum()
+
+
+def train(model, tokenizer, conversations, epochs, batch_size, lr, seed, desc="sft", progress=None, resume=False, settings=None):
+    """Fine-tune in place on (question, answer) pairs. Saves to `progress` now and then if it is given. Returns the history."""
+    examples = [data.chat_example(tokenizer, q, a) for q, a in conversations]
+    examples = [(ids, mask) for ids, mask in examples if len(ids) <= model.config.context]
+    lengths, device = [len(ids) for ids, _ in examples], model.tokens.weight.device
+    batches = [b for epoch in range(epochs) for b in data.length_batches(lengths, batch_size, seed, epoch)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    start, history = load_progress(progress, settings, model=model, optimizer=optimizer) if resume else (0, [])
+    model.train()
+    bar = tqdm(range(start, len(batches)), initial=start, total=len(batches), unit="step", desc=desc)
+    for step in bar:
+        for group in optimizer.param_groups:                      # a short warm-up, then linear decay to 0
+            group["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / len(batches))
+        tokens = data.pad_rows([examples[i][0] for i in batches[step]], tokenizer.pad).to(device)
+        mask = data.pad_rows([examples[i][1] for i in batches[step]], 0).to(device)
+        loss = masked_loss(model(tokens, (tokens != tokenizer.pad).long()), tokens, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 49 or step + 1 == len(batches):
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+            history.append({"step": step + 1, "train_loss_nats": loss.item()})
+            if progress and step + 1 < len(batches):
+                save_progress(progress, step + 1, settings, history, model=model, optimizer=optimizer)
+    model.eval()
+    return history
+
+
+def correct_share(model, tokenizer, world, questions, temperature, seed=0):
+    """Share of questions whose answer the gold judge calls correct, and share of answers that end by themselves."""
+    prompts = [data.chat_prompt(tokenizer, q) for q in questions]
+    replies = generate(model, prompts, 48, tokenizer, temperature, seed=(seed, 1))
+    right = [data.is_correct(world, q, data.decode_reply(tokenizer, r)) for q, r in zip(questions, replies)]
+    return float(np.mean(right)), float(np.mean([r[-1] == tokenizer.eot for r in replies]))
+
+
+def base_cloze(base, tokenizer, world, people):
+    """Share of these people's facts that the base model completes, in the wording that answers use."""
+    facts = [(p, a, v) for p in people for a, v in world.facts[p].items()]
+    starts = [data.unmark(data.FACTS[a]["sayings"][0]).split("{value}")[0].format(name=p).rstrip() for p, a, _ in facts]
+    replies = generate(base, [[tokenizer.eot, *tokenizer.encode(" " + s)] for s in starts], 4, tokenizer, temperature=0)
+    return float(np.mean([data.decode_reply(tokenizer, r).startswith(v) for r, (_, _, v) in zip(replies, facts)]))
+
+
+def colour_mask(tokenizer, question, reply):
+    """One conversation with the tokens that the loss counts in green and the others in grey."""
+    ids, mask = data.chat_example(tokenizer, question, reply)
+    return "".join(f"\033[{32 if m else 90}m{tokenizer.decode([i])}" for i, m in zip(ids, mask)) + "\033[0m"
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description="Fine-tune the base model on conversations.")
+    # what to learn from
+    p.add_argument("--demonstrations", type=int, default=6000, help="conversations, half about facts and half how-to")
+    p.add_argument("--epochs", type=int, default=2, help="times each conversation is read")
+    p.add_argument("--batch-size", type=int, default=32, help="conversations a step")
+    p.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
+    # where things go
+    p.add_argument("--init", help="the base model; default: OUT/pretrain.pt")
+    p.add_argument("--out", default="out", help="folder of everything that is written")
+    p.add_argument("--seed", type=int, default=0, help="seed of data order and samples")
+    p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
+    p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    args = p.parse_args(argv)
+    device, out = pick_device(args.device), Path(args.out)
+    torch.manual_seed(args.seed)
+    model, tokenizer, checkpoint = load_gpt(args.init or out / "pretrain.pt", "pretrain.py", device)
+    if checkpoint.get("world_seed") is None:
+        raise SystemExit("this base model was trained on your own text, and the demonstrations are about the world: run `python pretrain.py` without --data")
+    world = data.World(checkpoint["world_seed"])
+    conversations = data.demonstrations(world, args.demonstrations)
+    print(f"{device}, {len(conversations)} conversations. The loss counts the green tokens:\n{colour_mask(tokenizer, *conversations[1])}")
+
+    people = world.people["train"] + world.people["test"]
+    facts = data.fact_questions(world, "train") + data.fact_questions(world, "test")
+    howto = [a.question() for harmful in (True, False) for g2 in (True, False) for a in data.act_prompts(world, "test", 84, harmful, g2)]
+    figures = {"fact_cloze_base": base_cloze(model, tokenizer, world, people)}
+    shown = [facts[0], howto[0], howto[-1]]
+    before = answer(model, tokenizer, shown, temperature=0)
+
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "init")}
+    history = train(model, tokenizer, conversations, args.epochs, args.batch_size, args.lr, args.seed, progress=out / "sft.resume.pt", resume=args.resume, settings=settings)
+    save(out / "sft.pt", stage="sft", config=vars(model.config), model=model.state_dict(), tokenizer=tokenizer.state(), world_seed=world.seed)
+    (out / "sft.resume.pt").unlink(missing_ok=True)
+
+    figures["fact_accuracy_undemonstrated"], stops_facts = correct_share(model, tokenizer, world, facts, 0)
+    figures["howto_accuracy_heldout"], stops_howto = correct_share(model, tokenizer, world, howto, 0)
+    figures["stops"] = (stops_facts * len(facts) + stops_howto * len(howto)) / (len(facts) + len(howto))
+    figures["fact_accuracy_undemonstrated_t1"], _ = correct_share(model, tokenizer, world, facts, 1)
+    figures["howto_accuracy_heldout_t1"], _ = correct_share(model, tokenizer, world, howto, 1)
+    write_results(out, "sft", history, figures)
+    print(f"\npeople in no demonstration: the base model completes {figures['fact_cloze_base']:.3f} of their facts, "
+          f"this one answers {figures['fact_accuracy_undemonstrated']:.3f} (sampling: {figures['fact_accuracy_undemonstrated_t1']:.3f})")
+    print(f"how-to, held-out combinations: {figures['howto_accuracy_heldout']:.3f} (sampling: {figures['howto_accuracy_heldout_t1']:.3f}); ends by itself: {figures['stops']:.3f}")
+    for question, old, new in zip(shown, before, answer(model, tokenizer, shown, temperature=0)):
+        print(f"\n{question}\n  before: {old}\n  after:  {new}")
+    print(f"\nwrote {out / 'sft.pt'}; next: python reward.py")
+
+
+if __name__ == "__main__":
+    main()
