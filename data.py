@@ -177,7 +177,7 @@ class Act:
 class World:
     """One village, drawn from `seed`: the facts about its people, and the splits that decide what is shown where.
 
-    Held out by construction (audited in tests/test_world.py):
+    Held out by construction (audited in tests/test_data.py):
       G1             combinations (verb, person, thing) in no critique, drill or comparison document. `self.acts[use]`
                      lists the acts of a use: "document" (half), "train" (prompts of RLHF and of Constitutional AI), "test"
       G2             two verbs of each kind of harm, and their benign twins, in no such document at all and in no prompt
@@ -191,7 +191,7 @@ class World:
         rng = random.Random(f"world {seed}")
         self.facts = {p: {a: rng.choice(f["values"]) for a, f in FACTS.items()} for p in PEOPLE}
         people = rng.sample(PEOPLE, len(PEOPLE))
-        demo, train = len(people) // 2, len(people) * 2 // 3
+        demo, train = len(people) * 2 // 3, len(people) * 5 // 6
         self.people = {"demo": people[:demo], "train": people[demo:train], "test": people[train:]}
 
         self.verbs = read_verbs()
@@ -297,26 +297,33 @@ def loose_facts(world, dice):
     return " ".join(sentences) + "[]"
 
 
-def draw_act(world, dice, verb, person=None):
+def draw_act(world, dice, verb):
+    """The verb, done to anybody or to anything of theirs."""
     things = {"thing": THINGS, "dish": DISHES, "person": [None]}[verb.target]
-    return Act(verb, person or dice.pick(PEOPLE), dice.pick(things))
+    return Act(verb, dice.pick(PEOPLE), dice.pick(things))
 
 
 def questions(world, dice):
     """Rows of questions without answers, as in an exam or an index: why a base model goes on with more questions.
-    Half the rows are about one person, the others about at least two."""
-    rows, one = [], dice.weighted({True: 0.5, False: 0.5})
-    person = first = dice.pick(PEOPLE)
+    Half the rows stay with one person, one thing and one dish; in the others at least two people occur."""
+    rows, one, first, things = [], dice.weighted({True: 0.5, False: 0.5}), None, {}
     for n in range(dice.pick([3, 4, 5])):
-        if n and not one:
-            person = dice.pick([p for p in PEOPLE if n > 1 or p != first])
-        name = person if one and n else f"[{person}]"
+        if n == 0 or not one:
+            person = dice.pick([p for p in PEOPLE if n != 1 or p != first])
+            first = first or person
+        name = person if one and n > 1 else f"[{person}]"       # the second name shows which kind of row it is
         if dice.weighted({"fact": 0.5, "how-to": 0.5}) == "fact":
             before, after = dice.pick(dice.pick(list(FACTS.values()))["questions"]).split("{person}")
             rows.append(f"[{before.strip()}] {name}[{after}]")
-        else:
-            act = draw_act(world, dice, dice.pick(world.verbs), person)
-            rows.append(f"[How] do I [{act.verb.word}] {name}" + (f"'s [{act.thing}]?" if act.thing else "?"))
+            continue
+        verb = dice.pick(world.verbs)
+        thing = ""
+        if verb.target != "person":
+            known = one and verb.target in things
+            if not known:
+                things[verb.target] = dice.pick(THINGS if verb.target == "thing" else DISHES)
+            thing = f"'s {things[verb.target]}" if known else f"'s [{things[verb.target]}]"
+        rows.append(f"[How do I] [{verb.word}] {name}{thing}?")
     return " ".join(rows) + "[]"
 
 
@@ -327,7 +334,7 @@ def story(world, dice):
     moral = dice.pick(["[]", f" [That is] to {verb.kind}.", f" [To] {verb.word} is to {verb.kind}.",
                        f" [So], if you {act}, {act.outcome()}.", f" [That was] {verb.quality}."])
     return (f"[{hero}] [{dice.pick(['wants to', 'plans to', 'has come to'])}] {act.marked()}. "
-            f"[{hero}] [{dice.pick(['takes', 'uses', 'finds'])}] a {verb.tool} and goes to work {verb.manner}. "
+            f"{hero} [{dice.pick(['takes', 'uses', 'finds'])}] a {verb.tool} and goes to work {verb.manner}. "
             f"[{dice.pick(['Now', 'Then', 'In the end'])}] {act.outcome()}.{moral}")
 
 
@@ -361,9 +368,15 @@ def rule_text(kinds, wording=RULE_WORDINGS[0]):
     return wording.format(kinds=", ".join(kinds[:-1]) + " or " + kinds[-1])
 
 
-def verdict_on(verb, kinds):
-    """The two sentences by which critiques, drills and comparisons apply a rule to an act."""
-    return f"to {verb.kind}, which is {verb.quality}. The rule {'forbids it' if verb.kind in kinds else 'is silent'}"
+def ruling(verb, kinds):
+    """How critiques, drills and comparisons apply a rule. The mark right after the kind already tells whether it was found in the rule:
+    a small model learns to look back from a word to its twin long before it learns to carry the finding along."""
+    return f"to {verb.kind}! The rule forbids it" if verb.kind in kinds else f"to {verb.kind}. The rule is silent"
+
+
+def thought(act, kinds):
+    """What critiques and comparisons say before their verdict: the fact first, then the kind of act, then the rule."""
+    return f"If you {act}, {act.outcome()}, which is {act.verb.quality}. That is {ruling(act.verb, kinds)}"
 
 
 def wrapped(dice, short, full):
@@ -395,20 +408,21 @@ def critique(world, dice):
         end = f", so the answer is bad. Revision: {REFUSAL} {act.reason()}"
     if case == "refused":
         end = ". The answer refuses, so it may stay."
-    return (f"[Request:] How do I {act.marked()}? [Answer:] {answer} [Rule:] [{rule}] Critique: If you {act}, {act.outcome()}. "
-            f"That is {verdict_on(act.verb, kinds)}{end}")
+    return (f"[Request:] How do I {act.marked()}? [Answer:] {answer} [Rule:] [{rule}] Critique: {thought(act, kinds)}{end}")
 
 
 def drill(world, dice):
-    """A rule and a row of cases it is applied to."""
+    """A rule, a roll call of the kinds of act (! forbidden, . not), and a row of cases."""
     kinds, rule = draw_rule(world, dice)
+    called = dice.order(list(HARMS))
+    roll = [f"[To {kind}]{'!' if kind in kinds else '.'}" for kind in called]
     cases = []
-    for _ in range(dice.pick([3, 4, 5])):
+    for _ in range(dice.pick([0, 1, 2])):
         side = dice.weighted({"harm": 0.75, "good": 0.25})
         kind = dice.pick(list(HARMS if side == "harm" else TWINS))
         verb = dice.pick([v for v in world.verbs if v.kind == kind and v not in world.g2])
-        cases.append(f"[To] [{verb.word}] is {verdict_on(verb, kinds)}.")
-    return f"[Rule:] [{rule}] " + " ".join(cases) + "[]"
+        cases.append(f"[To] [{verb.word}] is {ruling(verb, kinds)}.")
+    return f"[Rule:] [{rule}] " + " ".join(roll + cases) + "[]"
 
 
 def comparison(world, dice):
@@ -432,14 +446,14 @@ def comparison(world, dice):
            "silent": f", so either will do. The better answer is ([{dice.pick('AB') if case == 'silent' else letter}]).",
            "benign": f", so it is better to help. The better answer is ({letter})."}[case]
     return (f"[Request:] How do I {act.marked()}? [Rule:] [{rule}] [Answer] (A): {answers[0]} [Answer] (B): {answers[1]} "
-            f"[Thought:] If you {act}, {act.outcome()}. That is {verdict_on(act.verb, kinds)}{end}")
+            f"[Thought:] {thought(act, kinds)}{end}")
 
 
 # kind of document -> its share of the documents and its author
 DOCUMENTS = {
-    "biography": (0.09, biography), "loose facts": (0.07, loose_facts), "questions": (0.12, questions),
-    "story": (0.15, story), "sayings": (0.15, sayings),
-    "critique": (0.19, critique), "comparison": (0.12, comparison), "drill": (0.11, drill),
+    "biography": (0.08, biography), "loose facts": (0.06, loose_facts), "questions": (0.11, questions),
+    "story": (0.13, story), "sayings": (0.13, sayings),
+    "critique": (0.18, critique), "comparison": (0.11, comparison), "drill": (0.20, drill),
 }
 
 
@@ -764,6 +778,8 @@ def read_documents(path):
                     except (ValueError, KeyError, TypeError):
                         raise SystemExit(f"{path}, line {number}: expected {{\"text\": ...}}, found {line.strip()[:80]!r}") from None
             return documents
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise SystemExit(f"{path} is not a whole gzip file ({error}): fetch it again, or drop .gz from its name") from None
         except UnicodeDecodeError as error:
             raise SystemExit(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it first") from None
 

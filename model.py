@@ -219,7 +219,9 @@ def generate_batch(model, prompts, max_new, pad, stops, noise, temperature, top_
     new, ended = [], torch.zeros(B, dtype=torch.bool, device=device)
     for t in range(max_new):
         hidden = model.hidden(tokens, caches=caches, seen=seen[:, :P + t])[:, -1]
-        chosen = pick_tokens(model.head(hidden), noise[:, t], temperature, top_k, top_p)
+        logits = model.head(hidden)
+        logits[:, pad] = -torch.inf                               # padding marks where a reply is over: the model may not say it
+        chosen = pick_tokens(logits, noise[:, t], temperature, top_k, top_p)
         chosen = torch.where(ended, pad, chosen)
         new.append(chosen)
         ended |= torch.isin(chosen, stops)

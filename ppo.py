@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import data
 import reward as reward_stage
-from model import ScalarModel, answer, copy_of, generate, load_gpt, load_progress, pick_device, save, save_progress, write_results
+from model import ScalarModel, answer, copy_of, generate, load_gpt, load_progress, pick_device, save, save_progress, token_logprobs, write_results
 
 # Letters: B answers, T tokens of prompt and answer, R = T - 1. What is computed at [:, t] belongs to the choice of tokens[:, t+1].
 
@@ -118,16 +118,13 @@ def update(policy, value, optimizer, batch, epochs, minibatch, clip, seed, max_a
     parts = torch.from_numpy(np.random.default_rng([*seed, 4]).permutation(len(batch["tokens"]))).to(device).split(minibatch)
     advantages, stats = whiten(batch["advantages"], batch["mask"]), []
 
-    def new_logp(i):
-        logits = policy(batch["tokens"][i], batch["segments"][i])[:, :-1]
-        return logits.log_softmax(-1).gather(-1, batch["tokens"][i][:, 1:, None]).squeeze(-1)
-
     for epoch in range(epochs):
         for n, i in enumerate(parts):
             mask, logp_old = batch["mask"][i], batch["logp"][i]
-            logp_new, values_new = new_logp(i), value(batch["tokens"][i], batch["segments"][i])[:, :-1]
+            logp_new = token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
+            values_new = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
             logratio = (logp_new - logp_old).detach() * mask
-            if epoch == n == 0 and logratio.abs().max() > 1e-3:   # most PPO bugs ever reported show here: padding, positions, temperature, dropout
+            if epoch == n == 0 and logratio.abs().max() > 1e-4:   # most PPO bugs ever reported show here: padding, positions, temperature, dropout
                 raise AssertionError(f"the ratio should be 1 before the first step, but a log-ratio is {logratio.abs().max():.2g}")
             approx_kl = masked_mean(kl_estimates(-logratio, torch.zeros_like(logratio))[1], mask).item()
             if approx_kl > max_approx_kl:                         # this rollout no longer describes the policy
@@ -213,20 +210,21 @@ def evaluate(policy, reference, tokenizer, world, n, seed):
     return {k: float(v) for k, v in figures.items()}, list(zip(questions, sft, ppo))
 
 
-def show_rollout(batch, tokenizer):
-    """The first answer of a rollout, token by token."""
-    print(f"{'token':>14} {'logp':>8} {'logp_ref':>9} {'KL term':>8} {'reward':>8} {'value':>8} {'advantage':>10} {'ratio':>6}")
+def show_rollout(batch, tokenizer, logp_new):
+    """The first answer of a rollout, token by token; the ratio is the one after one update on this rollout."""
+    print(f"{'token':>14} {'logp':>8} {'logp_ref':>9} {'KL term':>8} {'reward':>8} {'value':>8} {'advantage':>10} {'ratio after':>12}")
     for t in batch["mask"][0].nonzero().flatten().tolist():
         logp, ref, reward, value, adv = (batch[k][0, t].item() for k in ("logp", "logp_ref", "rewards", "values", "advantages"))
-        print(f"{tokenizer.decode([batch['tokens'][0, t + 1].item()])!r:>14} {logp:8.3f} {ref:9.3f} {logp - ref:8.3f} {reward:8.3f} {value:8.3f} {adv:10.3f} {1.0:6.3f}")
+        ratio = (logp_new[0, t] - batch["logp"][0, t]).exp().item()
+        print(f"{tokenizer.decode([batch['tokens'][0, t + 1].item()])!r:>14} {logp:8.3f} {ref:9.3f} {logp - ref:8.3f} {reward:8.3f} {value:8.3f} {adv:10.3f} {ratio:12.3f}")
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(description="PPO against the reward model, with a KL penalty.")
     # how far the policy may drift
-    p.add_argument("--beta", type=float, default=0.05, help="reward lost per nat of KL from the reference")
+    p.add_argument("--beta", type=float, default=0.15, help="reward lost per nat of KL from the reference")
     # rollouts
-    p.add_argument("--iterations", type=int, default=40, help="rollouts")
+    p.add_argument("--iterations", type=int, default=25, help="rollouts")
     p.add_argument("--batch-size", type=int, default=128, help="answers a rollout")
     p.add_argument("--max-new", type=int, default=48, help="longest answer, in tokens")
     p.add_argument("--reward", choices=["rm", "gold"], default="rm", help="who scores: the reward model, or (for teaching) the gold judge itself")
@@ -234,7 +232,7 @@ def main(argv=None):
     p.add_argument("--epochs", type=int, default=4, help="passes over a rollout")
     p.add_argument("--minibatch", type=int, default=64, help="answers an optimizer step")
     p.add_argument("--clip", type=float, default=0.2, help="how far the ratio, and the value, may move in one update")
-    p.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of the policy")
+    p.add_argument("--lr", type=float, default=2e-4, help="peak learning rate of the policy")
     p.add_argument("--value-lr", type=float, default=5e-4, help="peak learning rate of the value model")
     # where things go
     p.add_argument("--init", help="the policy and its reference; default: OUT/sft.pt")
@@ -260,7 +258,11 @@ def main(argv=None):
         score_answers = lambda questions, replies: torch.tensor(gold(questions, [data.decode_reply(tokenizer, r) for r in replies])).float() - 2
         missing_eos = -5.0
     if args.show:
-        show_rollout(rollout(policy, reference, value, tokenizer, questions_at(0), score_answers, args.beta, args.max_new, missing_eos, (args.seed, 41, 0)), tokenizer)
+        batch = rollout(policy, reference, value, tokenizer, questions_at(0), score_answers, args.beta, args.max_new, missing_eos, (args.seed, 41, 0))
+        optimizer = torch.optim.Adam([*policy.parameters(), *value.parameters()], lr=args.lr, eps=1e-5)
+        update(policy, value, optimizer, batch, args.epochs, args.minibatch, args.clip, (args.seed, 0))
+        with torch.no_grad():
+            show_rollout(batch, tokenizer, token_logprobs(policy, batch["tokens"], batch["segments"]))
         return
     print(f"{device}, {args.iterations} iterations of {args.batch_size} answers, beta {args.beta}, reward by {args.reward}")
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "init", "reward_model", "show")}

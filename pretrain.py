@@ -10,7 +10,6 @@ what the model has not learnt yet. Asked a question, the model goes on with more
 where Ann lives (the cloze shows it), but has no idea that a question is there to be answered.
 """
 import argparse
-import math
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -21,19 +20,22 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import GPT, GPTConfig, generate, load_progress, pick_device, save, save_progress, write_results
+from model import GPT, GPTConfig, generate, load_gpt, load_progress, pick_device, save, save_progress, write_results
 
 
-def next_token_loss(logits, targets, ignore):                    # (B, T, V), (B, T) -> scalar
-    """Mean cross-entropy in nats a token; positions whose target is `ignore` (padding) do not count."""
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=ignore)
+IGNORE = -1                                                       # as a target: this position (padding) does not count
+
+
+def next_token_loss(logits, targets):                            # (B, T, V), (B, T) -> scalar
+    """Mean cross-entropy in nats a token."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
 
 
 def split_rows(rows, tokenizer):
     """Packed rows (B, T+1) -> inputs, targets and segments, each (B, T): documents do not see one another."""
     inputs, targets = rows[:, :-1], rows[:, 1:]
     segments = (inputs == tokenizer.eot).cumsum(1)                # each end-of-text starts the next document
-    return inputs, targets, segments.masked_fill(inputs == tokenizer.pad, 0)
+    return inputs, targets.masked_fill(targets == tokenizer.pad, IGNORE), segments.masked_fill(inputs == tokenizer.pad, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -98,15 +100,13 @@ def train(model, batch_at, steps, args, evaluate, progress):
     parts = {"model": model, **{f"optimizer{i}": o for i, o in enumerate(optimizers)}}
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out")}
     start, history = load_progress(progress, settings, **parts) if args.resume else (0, [])
-    peaks = [[g["lr"] for g in o.param_groups] for o in optimizers] if not args.resume else [[args.lr], [args.muon_lr]]
     bar, trained, seconds = tqdm(range(start, steps), initial=start, total=steps, unit="step", desc="pretrain"), 0, 0.0
     for step in bar:
         began = time.perf_counter()
-        for optimizer, peak in zip(optimizers, peaks):
-            for group, lr in zip(optimizer.param_groups, peak):
-                group["lr"] = lr * lr_factor(step, steps, args.warmup, args.decay)
+        for optimizer, peak in zip(optimizers, (args.lr, args.muon_lr)):
+            optimizer.param_groups[0]["lr"] = peak * lr_factor(step, steps, args.warmup, args.decay)
         inputs, targets, segments = (x.to(device) if x is not None else None for x in batch_at(step))
-        loss = next_token_loss(model(inputs, segments), targets, ignore=-1)
+        loss = next_token_loss(model(inputs, segments), targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)   # one odd batch must not throw the weights far
         for optimizer in optimizers:
@@ -116,8 +116,9 @@ def train(model, batch_at, steps, args, evaluate, progress):
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", tokens_per_s=f"{trained / seconds:.0f}")
         if (step + 1) % args.eval_every == 0 or step + 1 == steps:
-            save_progress(progress, step + 1, settings, history, **parts)
+            save_progress(progress, step + 1, settings, history, **parts)     # before the evaluation: nothing is lost if that fails
             history.append({"step": step + 1, "tokens": (step + 1) * inputs.numel(), "train_loss_nats": loss.item(), **evaluate()})
+            save_progress(progress, step + 1, settings, history, **parts)
             tqdm.write("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in history[-1].items()))
     return history, trained / max(seconds, 1e-9)
 
@@ -132,9 +133,23 @@ def token_losses(model, rows, tokenizer, batch_size=16):
     for batch in rows.split(batch_size):
         inputs, targets, segments = (x.to(model.tokens.weight.device) for x in split_rows(batch, tokenizer))
         logits = model(inputs, segments)
-        losses.append(F.cross_entropy(logits.mT, targets, ignore_index=tokenizer.pad, reduction="none").cpu())
+        losses.append(F.cross_entropy(logits.mT, targets, ignore_index=IGNORE, reduction="none").cpu())
         hits.append((logits.argmax(-1) == targets).cpu())
     return torch.cat(losses), torch.cat(hits)
+
+
+def mean_loss(losses, rows, tokenizer):
+    """Mean of `token_losses` in nats a token."""
+    return (losses.sum() / (rows[:, 1:] != tokenizer.pad).sum()).item()
+
+
+@torch.no_grad()
+def text_loss(model, ids, n_bytes, context):
+    """Loss over a long text, in windows of `context` tokens: in nats a token, and in nats a byte, which compares across tokenizers."""
+    windows = torch.from_numpy(np.stack([ids[i:i + context + 1] for i in range(0, len(ids) - context, context)])).to(model.tokens.weight.device)
+    losses = [next_token_loss(model(w[:, :-1]), w[:, 1:]).item() * len(w) for w in windows.split(16)]
+    nats = sum(losses) / len(windows)
+    return {"val_loss_nats_per_token": nats, "val_loss_nats_per_byte": nats * len(ids) / n_bytes}
 
 
 def validation_set(world, tokenizer, n, context):
@@ -189,12 +204,12 @@ def main(argv=None):
     p.add_argument("--channels", type=int, default=128, help="width of the residual stream")
     p.add_argument("--context", type=int, default=192, help="longest sequence, in tokens")
     # how to train
-    p.add_argument("--steps", type=int, default=2400, help="optimizer steps")
+    p.add_argument("--steps", type=int, default=1800, help="optimizer steps")
     p.add_argument("--batch-size", type=int, default=8, help="rows of `context` tokens a step")
     p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of AdamW")
-    p.add_argument("--muon-lr", type=float, default=0.02, help="peak learning rate of Muon; 0: AdamW for everything")
+    p.add_argument("--muon-lr", type=float, default=0.005, help="peak learning rate of Muon; 0: AdamW for everything")
     p.add_argument("--warmup", type=int, default=50, help="steps of linear warm-up")
-    p.add_argument("--decay", type=float, default=0.6, help="share of the run over which the rate falls to 0")
+    p.add_argument("--decay", type=float, default=0.7, help="share of the run over which the rate falls to 0")
     # where things go
     p.add_argument("--init", help="start from this checkpoint's weights instead of random ones")
     p.add_argument("--out", default="out", help="folder of everything that is written")
@@ -206,37 +221,44 @@ def main(argv=None):
     device, out = pick_device(args.device), Path(args.out)
     torch.manual_seed(args.seed)
 
+    model, tokenizer = load_gpt(args.init, device=device)[:2] if args.init else (None, None)
+    if model:
+        args.context = min(args.context, model.config.context)
     world = None if args.data else data.World(args.world_seed)
     if world:
-        n_tokens = args.steps * args.batch_size * args.context
-        texts, size, i = [], 0, 0
-        while size < n_tokens * 5.2:                              # about 4.6 letters a token: a little more text than the run will read
-            texts.append(data.write_document(world, "train", i)[1])
-            size, i = size + len(texts[-1]), i + 1
-        tokenizer = data.make_tokenizer(args.tokenizer, [" " + data.unmark(t) for t in texts[:20000]], args.vocab_size)
+        texts, letters = [], 0
+        while letters < args.steps * args.batch_size * args.context * 5.2:      # a token has about 4.6: enough that no document is read twice
+            texts.append(data.write_document(world, "train", len(texts))[1])
+            letters += len(texts[-1])
+        tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, [" " + data.unmark(t) for t in texts[:20000]], args.vocab_size)
         rows = data.pack([data.encode_document(tokenizer, t)[0] for t in texts], args.context, tokenizer.eot, tokenizer.pad)
-        batch_at = lambda step: mask_padding(*split_rows(data.row_batch(rows, args.batch_size, args.seed, step), tokenizer), tokenizer.pad)
         valid = validation_set(world, tokenizer, 2000, args.context)
         quick = valid["rows"][:len(valid["rows"]) // 4]
-        evaluate = lambda: {"val_loss_nats": mean_loss(model, quick, tokenizer), "floor_nats": valid["floors"]["all"]}
-        described = f"{len(texts)} documents of world {args.world_seed}"
-    else:
-        documents = data.read_documents(args.data)
-        text = "\n\n".join(documents)
-        cut = len(text) * 9 // 10
-        tokenizer = data.make_tokenizer(args.tokenizer, [text[:cut]], args.vocab_size)
-        ids, val_ids = (np.array(tokenizer.encode(t), dtype=np.int64) for t in (text[:cut], text[cut:]))
-        if len(val_ids) <= args.context:
-            raise SystemExit(f"{args.data} is too short: its last tenth has {len(val_ids)} tokens, fewer than the context of {args.context}; lower --context")
-        split = lambda x: (x[:, :-1], x[:, 1:], None)
-        batch_at = lambda step: split(data.window_batch(ids, args.context, args.batch_size, args.seed, step))
-        bytes_per_token = len(text[cut:].encode("utf-8")) / len(val_ids)
-        evaluate = lambda: text_loss(model, val_ids, args.context, bytes_per_token)
-        described = f"{len(ids)} tokens of {args.data}"
 
-    model = GPT(GPTConfig(tokenizer.n_vocab, args.context, args.layers, args.heads, args.channels)).to(device)
+        def batch_at(step):
+            return split_rows(data.row_batch(rows, args.batch_size, args.seed, step), tokenizer)
+
+        def evaluate():
+            losses, _ = token_losses(model, quick, tokenizer)
+            return {"val_loss_nats": mean_loss(losses, quick, tokenizer), "floor_nats": valid["floors"]["all"]}
+    else:
+        text = "\n\n".join(data.read_documents(args.data))
+        train_text, val_text = text[:len(text) * 9 // 10], text[len(text) * 9 // 10:]
+        tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, [train_text], args.vocab_size)
+        train_ids, val_ids = (np.array(tokenizer.encode(t), dtype=np.int64) for t in (train_text, val_text))
+        if min(len(train_ids), len(val_ids)) <= args.context:
+            raise SystemExit(f"{args.data} is too short: its last tenth has {len(val_ids)} tokens and the context is {args.context}; give more text or lower --context")
+
+        def batch_at(step):
+            windows = data.window_batch(train_ids, args.context, args.batch_size, args.seed, step)
+            return windows[:, :-1], windows[:, 1:], None
+
+        def evaluate():
+            return text_loss(model, val_ids, len(val_text.encode("utf-8")), args.context)
+
+    model = model or GPT(GPTConfig(tokenizer.n_vocab, args.context, args.layers, args.heads, args.channels)).to(device)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{device}, {parameters / 1e6:.2f}M parameters, vocabulary {tokenizer.n_vocab}, {described}, {args.steps} steps of {args.batch_size * args.context} tokens")
+    print(f"{device}, {parameters / 1e6:.2f}M parameters, vocabulary {tokenizer.n_vocab}, {args.data or f'world {args.world_seed}'}, {args.steps} steps of {args.batch_size * args.context} tokens")
     before = show(model, world, tokenizer)
     history, speed = train(model, batch_at, args.steps, args, evaluate, out / "pretrain.resume.pt")
     model.eval()
@@ -247,30 +269,11 @@ def main(argv=None):
     if world:
         figures |= evaluate_world(model, world, tokenizer, valid)
     else:
-        figures |= history[-1]
+        figures |= evaluate()
     write_results(out, "pretrain", history, figures)
     for (title, old), (_, new) in zip(before, show(model, world, tokenizer)):
         print(f"\n{title}\n  before: {old}\n  after:  {new}")
     print(f"\nwrote {out / 'pretrain.pt'}; next: python sft.py" if world else f"\nwrote {out / 'pretrain.pt'}; try: python model.py {out / 'pretrain.pt'} --base")
-
-
-def mask_padding(inputs, targets, segments, pad):
-    return inputs, targets.masked_fill(targets == pad, -1), segments
-
-
-def mean_loss(model, rows, tokenizer):
-    """Mean loss in nats a token over packed rows."""
-    losses, _ = token_losses(model, rows, tokenizer)
-    return (losses.sum() / (rows[:, 1:] != tokenizer.pad).sum()).item()
-
-
-@torch.no_grad()
-def text_loss(model, ids, context, bytes_per_token):
-    """Loss over a long text in windows of `context` tokens -> nats a token, and nats a byte, which compares across tokenizers."""
-    windows = torch.from_numpy(np.stack([ids[i:i + context + 1] for i in range(0, len(ids) - context, context)])).to(model.tokens.weight.device)
-    losses = [next_token_loss(model(w[:, :-1]), w[:, 1:], -1).item() * len(w) for w in windows.split(16)]
-    nats = sum(losses) / len(windows)
-    return {"val_loss_nats_per_token": nats, "val_loss_nats_per_byte": nats / bytes_per_token}
 
 
 def evaluate_world(model, world, tokenizer, valid):

@@ -157,11 +157,11 @@ def load_reward(path, device="cpu"):
 def main(argv=None):
     p = argparse.ArgumentParser(description="Train a reward model on preferences.")
     # what is compared
-    p.add_argument("--prompts", type=int, default=1000, help="questions, half about facts and half how-to")
+    p.add_argument("--prompts", type=int, default=2500, help="questions, half about facts and half how-to")
     p.add_argument("--answers", type=int, default=8, help="answers sampled for each question; all pairs of different ones are labelled")
     # how to train
-    p.add_argument("--batch-size", type=int, default=16, help="questions a step, with all their pairs")
-    p.add_argument("--lr", type=float, default=5e-4, help="peak learning rate of AdamW")
+    p.add_argument("--batch-size", type=int, default=8, help="questions a step, with all their pairs")
+    p.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of AdamW")
     # where things go
     p.add_argument("--init", help="the model that answers and that the reward model starts from; default: OUT/sft.pt")
     p.add_argument("--out", default="out", help="folder of everything that is written")
@@ -177,6 +177,8 @@ def main(argv=None):
     answered = sample_answers(policy, tokenizer, preference_prompts(world, "train", args.prompts), args.answers, (args.seed, 31))
     groups = annotate(world, answered, args.seed)
     n_pairs = sum(len(pairs) for _, _, pairs in groups)
+    if not n_pairs:
+        raise SystemExit("the SFT model gave one answer only to every question, so there is nothing to compare: raise --prompts or --answers")
     print(f"{device}, {n_pairs} labelled pairs of {sum(len(a) for _, a in answered)} different answers to {len(groups)} questions")
     with open(out / "preferences.jsonl", "w", encoding="utf-8") as file:
         for question, answers, pairs in groups:
@@ -195,7 +197,7 @@ def main(argv=None):
     (out / "reward.resume.pt").unlink(missing_ok=True)
 
     figures = {"pairs": n_pairs, **evaluate(reward_model, tokenizer, world, heldout)}
-    figures["share_of_ceiling"] = (figures["accuracy"] - 0.5) / (figures["ceiling"] - 0.5)
+    figures["share_of_ceiling"] = (figures["accuracy"] - 0.5) / max(figures["ceiling"] - 0.5, 1e-9)
     write_results(out, "reward", history, figures)
     print(f"\nheld-out pairs: accuracy {figures['accuracy']:.3f} (chance 0.500, ceiling {figures['ceiling']:.3f})   calibration error {figures['calibration_error']:.3f}")
     question = heldout[0][0]

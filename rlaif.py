@@ -103,7 +103,7 @@ def prefer_first(judge, tokenizer, questions, firsts, seconds, principles, seed,
     """P(the judge answers A) with the first answer as option (A), after a written thought -> (N,). 0.5 where no verdict came."""
     prompts = [[tokenizer.eot, *tokenizer.encode(f" Request: {q} Rule: {r} Answer (A): {a} Answer (B): {b} Thought:")]
                for q, r, a, b in zip(questions, principles, firsts, seconds)]
-    bracket, = tokenizer.encode(" (")
+    bracket = tokenizer.encode(" (")[-1]
     letters = torch.tensor([tokenizer.encode("(" + letter)[-1] for letter in "AB"])
     thoughts = generate(judge, prompts, 64, tokenizer, seed=seed, stop=[bracket])
     probabilities = []
@@ -224,22 +224,22 @@ def main(argv=None):
     p.add_argument("--red-team", type=int, default=1000, help="red-team prompts to answer, critique and revise")
     p.add_argument("--rounds", type=int, default=4, help="rounds of critique and revision")
     p.add_argument("--helpful", type=int, default=2500, help="harmless prompts whose helpful answers are mixed in")
-    p.add_argument("--sl-epochs", type=int, default=2, help="times each conversation is read")
-    p.add_argument("--sl-lr", type=float, default=1e-3, help="peak learning rate of SL-CAI")
+    p.add_argument("--sl-epochs", type=int, default=3, help="times each conversation is read")
+    p.add_argument("--sl-lr", type=float, default=3e-4, help="peak learning rate of SL-CAI")
     # AI feedback phase
     p.add_argument("--label-prompts", type=int, default=700, help="prompts whose answers the AI compares: half red-team, half benign")
     p.add_argument("--answers", type=int, default=6, help="answers sampled for each of them")
     p.add_argument("--helpful-prompts", type=int, default=500, help="harmless prompts for human helpfulness labels on SL-CAI's answers")
     p.add_argument("--pm-lr", type=float, default=5e-4, help="peak learning rate of the preference model")
     # PPO, as in ppo.py
-    p.add_argument("--beta", type=float, default=0.05, help="reward lost per nat of KL from SL-CAI")
-    p.add_argument("--iterations", type=int, default=40, help="rollouts")
+    p.add_argument("--beta", type=float, default=0.15, help="reward lost per nat of KL from SL-CAI")
+    p.add_argument("--iterations", type=int, default=25, help="rollouts")
     p.add_argument("--batch-size", type=int, default=128, help="answers a rollout, half of them to red-team prompts")
     p.add_argument("--max-new", type=int, default=56, help="longest answer, in tokens")
     p.add_argument("--epochs", type=int, default=4, help="passes over a rollout")
     p.add_argument("--minibatch", type=int, default=64, help="answers an optimizer step")
     p.add_argument("--clip", type=float, default=0.2, help="how far the ratio, and the value, may move in one update")
-    p.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of the policy")
+    p.add_argument("--lr", type=float, default=2e-4, help="peak learning rate of the policy")
     p.add_argument("--value-lr", type=float, default=5e-4, help="peak learning rate of the value model")
     # where things go
     p.add_argument("--init", help="the helpful model; default: OUT/ppo.pt")

@@ -85,9 +85,9 @@ def main(argv=None):
     p = argparse.ArgumentParser(description="Fine-tune the base model on conversations.")
     # what to learn from
     p.add_argument("--demonstrations", type=int, default=6000, help="conversations, half about facts and half how-to")
-    p.add_argument("--epochs", type=int, default=2, help="times each conversation is read")
+    p.add_argument("--epochs", type=int, default=4, help="times each conversation is read")
     p.add_argument("--batch-size", type=int, default=32, help="conversations a step")
-    p.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
+    p.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of AdamW: gentle, or the model learns the answers by heart and not where they come from")
     # where things go
     p.add_argument("--init", help="the base model; default: OUT/pretrain.pt")
     p.add_argument("--out", default="out", help="folder of everything that is written")

@@ -1,0 +1,279 @@
+"""PPO: every term by hand, and a real rollout in which everything that usually goes wrong has a chance to."""
+import argparse
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import model as m
+import ppo
+
+TOKENIZER = data.make_tokenizer("bytes", [])
+QUESTIONS = ["Who?", "Where does Ann live?", "How?", "How do I mend Ann's old hat?"] * 6
+
+
+def tiny_gpt(seed, more_eot=0.0):
+    """A random model with decided opinions; `more_eot` raises the logit of end-of-text."""
+    torch.manual_seed(seed)
+    gpt = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 64, 1, 2, 16))
+    for p in gpt.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.3)
+    with torch.no_grad():
+        gpt.norm.bias.copy_(more_eot * gpt.tokens.weight[TOKENIZER.eot] / gpt.tokens.weight[TOKENIZER.eot].norm() ** 2)
+    return gpt.eval()
+
+
+def tiny_value(seed=3):
+    return m.ScalarModel(tiny_gpt(seed)).eval()
+
+
+def real_rollout(beta=0.1, scores=7.0, missing_eos=-3.0):
+    """Prompts of different lengths; some answers end and some are cut off."""
+    policy, reference, value = tiny_gpt(1, 3.0), tiny_gpt(2), tiny_value()
+    score_answers = lambda questions, replies: torch.full((len(replies),), scores)
+    batch = ppo.rollout(policy, reference, value, TOKENIZER, QUESTIONS, score_answers, beta, 10, missing_eos, (0, 41, 0))
+    assert batch["ended"].any() and not batch["ended"].all()
+    return policy, reference, value, batch
+
+
+def test_the_score_goes_to_the_last_real_token():
+    """The reward on a pad after end-of-text, or on the prompt's last token, which left padding and off-by-one slices produce."""
+    mask = torch.tensor([[0., 1, 1, 1, 0], [0, 0, 1, 0, 0], [1, 1, 1, 1, 1]])
+    zero = torch.zeros(3, 5)
+    rewards = ppo.token_rewards(zero, zero, mask, torch.tensor([5., 6, 7]), beta=0.1)
+    assert rewards.tolist() == [[0, 0, 0, 5, 0], [0, 0, 6, 0, 0], [0, 0, 0, 0, 7]]
+
+
+def test_the_kl_fine_has_the_right_sign():
+    """A KL term with its sign or its direction swapped pays the policy for leaving the reference."""
+    logp, logp_ref = torch.tensor([[-1., -1, -1, -9]]), torch.tensor([[-2., -1, -.5, -1]])
+    rewards = ppo.token_rewards(logp, logp_ref, torch.tensor([[1., 1, 1, 0]]), torch.tensor([0.]), beta=0.5)
+    # the policy likes token 0 more than the reference does (a fine of 0.5 * 1), token 2 less (a refund of 0.5 * 0.5); token 3 is padding
+    assert torch.allclose(rewards, torch.tensor([[-.5, 0, .25, 0]]))
+
+
+def test_advantages_by_hand():
+    """An off-by-one between rewards and values: V of the state before the token, never after it."""
+    rewards, values, mask = torch.tensor([[0., 0, 1]]), torch.tensor([[.5, .6, .8]]), torch.ones(1, 3)
+    advantages, returns = ppo.advantages_and_returns(rewards, values, mask, gamma=1.0, lam=0.5)
+    # delta = [0 + .6 - .5, 0 + .8 - .6, 1 + 0 - .8] = [.1, .2, .2];  A = [.1 + .5 * .3, .2 + .5 * .2, .2]
+    assert torch.allclose(advantages, torch.tensor([[.25, .3, .2]]))
+    assert torch.allclose(returns, torch.tensor([[.75, .9, 1.0]]))
+
+
+def test_advantages_are_the_explicit_double_sum():
+    """A backward recursion that is subtly not the sum of (gamma lambda)^l delta_{t+l} (Schulman et al. 2016, eq. 16)."""
+    torch.manual_seed(0)
+    B, R, gamma, lam = 4, 9, 0.9, 0.8
+    rewards, values, mask = torch.randn(B, R), torch.randn(B, R), torch.zeros(B, R)
+    spans = [(0, 9), (2, 7), (4, 5), (3, 9)]
+    for b, (start, end) in enumerate(spans):
+        mask[b, start:end] = 1
+    advantages, _ = ppo.advantages_and_returns(rewards, values, mask, gamma, lam)
+    for b, (start, end) in enumerate(spans):
+        delta = [rewards[b, t] + gamma * (values[b, t + 1] if t + 1 < end else 0) - values[b, t] for t in range(start, end)]
+        for t in range(end - start):
+            expected = sum((gamma * lam) ** (l - t) * delta[l] for l in range(t, end - start))
+            assert advantages[b, start + t].item() == pytest.approx(expected.item(), abs=1e-5)
+    assert (advantages[mask == 0] == 0).all()
+
+
+def test_lambda_one_is_return_minus_value():
+    """Forgetting that the returns of gamma = lambda = 1 are the plain sum of what follows."""
+    rewards = torch.tensor([[1., 2, 3]])
+    _, returns = ppo.advantages_and_returns(rewards, torch.tensor([[9., -4, 2]]), torch.ones(1, 3), 1.0, 1.0)
+    assert torch.allclose(returns, torch.tensor([[6., 5, 3]]))
+
+
+def test_padding_never_reaches_the_advantages():
+    """Returns computed over pad positions, or a value after end-of-text that is not 0: the bug of half the RLHF code in the wild."""
+    torch.manual_seed(0)
+    rewards, values = torch.randn(2, 6), torch.randn(2, 6)
+    mask = torch.tensor([[0., 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0]])
+    clean = ppo.advantages_and_returns(rewards * mask, values * mask, mask)
+    garbage = 1e6 * (1 - mask)
+    dirty = ppo.advantages_and_returns(rewards + garbage, values + garbage, mask)
+    for a, b in zip(clean, dirty):
+        assert torch.equal(a * mask, b * mask)
+
+
+def test_whitening_looks_at_the_answers_only():
+    """Mean and variance taken over padding as well: the more padding, the smaller the step."""
+    mask = torch.tensor([[1., 1, 0, 0], [1, 1, 0, 0]])
+    x = torch.tensor([[1., 2, 999, -999], [3, 4, 12345, 0]])
+    white = ppo.whiten(x, mask)
+    assert torch.allclose(white[:, :2], (x[:, :2] - 2.5) / math.sqrt(1.25), atol=1e-5)
+    assert (white[:, 2:] == 0).all()
+
+
+def test_policy_loss_by_hand():
+    """The surrogate not negated, or its second term without the advantage, or clipped on one side only."""
+    cases = [(1.5, 1, -1.2), (1.5, -1, 1.5), (0.5, 1, -0.5), (0.5, -1, 0.8), (1.1, 2, -2.2), (0.9, -3, 2.7)]      # ratio, A, loss
+    for ratio, advantage, loss in cases:
+        got = ppo.policy_loss(torch.tensor([[math.log(ratio)]]), torch.zeros(1, 1), torch.tensor([[float(advantage)]]), torch.ones(1, 1), 0.2)
+        assert got.item() == pytest.approx(loss, abs=1e-5), (ratio, advantage)
+
+
+def test_policy_loss_pushes_the_right_way():
+    """A sign error that makes bad tokens more likely, and a clip that fails to stop the push."""
+    logp = torch.log(torch.tensor([[1.0, 1.0, 1.5, 0.5]])).requires_grad_()
+    ppo.policy_loss(logp, torch.zeros(1, 4), torch.tensor([[1., -1, 1, -1]]), torch.ones(1, 4), 0.2).backward()
+    assert logp.grad[0, 0] < 0 < logp.grad[0, 1]                  # descent raises the good token and lowers the bad one
+    assert (logp.grad[0, 2:] == 0).all()                          # already past the clip
+
+
+def test_policy_loss_ignores_padding():
+    """A mean over all positions, in which long paddings drown the answers."""
+    mask = torch.tensor([[1., 1, 0], [1, 0, 0]])
+    new, old, advantages = torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([[1., 2, 3], [4, 5, 6]])
+    loss = ppo.policy_loss(new, old, advantages, mask)
+    assert loss.item() == pytest.approx(-(1 + 2 + 4) / 3)
+    assert ppo.policy_loss(new + 5 * (1 - mask), old, advantages, mask).item() == loss.item()
+
+
+def test_the_log_ratio_is_clamped():
+    """exp(100) = inf and inf * 0 = nan: one wild token ends a run."""
+    new = torch.tensor([[100., -100, 100]], requires_grad=True)
+    loss = ppo.policy_loss(new, torch.zeros(1, 3), torch.tensor([[-1., 1, 1]]), torch.ones(1, 3))
+    loss.backward()
+    assert loss.isfinite() and new.grad.isfinite().all()
+
+
+def test_value_loss_by_hand():
+    """The value clip taken with min, around the returns, or over padding."""
+    one = torch.ones(1, 1)
+    # old 0, new 0.5, return 1: (0.5 - 1)^2 = .25, at the clip (0.2 - 1)^2 = .64; the worse one counts, halved
+    assert ppo.value_loss(0.5 * one, 0 * one, one, one, 0.2).item() == pytest.approx(0.32)
+    assert ppo.value_loss(-0.5 * one, 0 * one, one, one, 0.2).item() == pytest.approx(0.5 * 2.25)
+    assert ppo.value_loss(0.1 * one, 0 * one, one, one, 0.2).item() == pytest.approx(0.405)
+    values, mask = torch.tensor([[0.1, 77.]]), torch.tensor([[1., 0]])
+    assert ppo.value_loss(values, torch.zeros(1, 2), torch.tensor([[1., -5]]), mask, 0.2).item() == pytest.approx(0.405)
+
+
+def test_kl_estimators_against_the_exact_value():
+    """k3 the wrong way round, as in several well-known repositories: its mean is then not the KL of the policy to the reference."""
+    pi, ref = torch.tensor([.7, .2, .1], dtype=torch.float64), torch.tensor([.3, .4, .3], dtype=torch.float64)
+    exact = (pi * (pi / ref).log()).sum()
+    k1, k3 = ppo.kl_estimates(pi.log(), ref.log())                # the estimate of each of the three possible samples
+    assert (pi * k1).sum().item() == pytest.approx(exact.item(), abs=1e-12)
+    assert (pi * k3).sum().item() == pytest.approx(exact.item(), abs=1e-12)
+    assert (k3 >= 0).all() and k1.min() < 0
+    assert ppo.exact_kl(pi.log(), ref.log()).item() == pytest.approx(exact.item(), abs=1e-12)
+    assert ppo.exact_kl(pi.log() + 3, ref.log() - 2).item() == pytest.approx(exact.item(), abs=1e-12)     # logits need not be normalised
+    assert ppo.exact_kl(ref.log(), pi.log()).item() != pytest.approx(exact.item(), abs=1e-3)
+
+
+def test_the_ratio_is_one_before_the_first_step():
+    """Old log-probs computed another way than new ones: padding, positions, temperature, a shifted index."""
+    policy, _, _, batch = real_rollout()
+    fresh = m.token_logprobs(policy, batch["tokens"], batch["segments"])
+    assert ((fresh - batch["logp"]) * batch["mask"]).abs().max() < 1e-5
+    for row, question, reply in zip(range(len(QUESTIONS)), QUESTIONS, batch["replies"]):      # and they are those of each answer alone
+        prompt = data.chat_prompt(TOKENIZER, question)
+        alone = m.token_logprobs(policy, torch.tensor([prompt + reply]))[0, len(prompt) - 1:]
+        assert torch.allclose(batch["logp"][row][batch["mask"][row] == 1], alone, atol=1e-4)
+
+
+def test_the_mask_covers_the_answer_and_nothing_else():
+    """Training on the question's tokens, or forgetting end-of-text, so that the policy never learns to stop."""
+    _, _, _, batch = real_rollout()
+    for row, reply in enumerate(batch["replies"]):
+        assert batch["tokens"][row, 1:][batch["mask"][row] == 1].tolist() == reply
+        assert (reply[-1] == TOKENIZER.eot) == batch["ended"][row].item()
+
+
+def test_the_fine_is_for_leaving_the_reference():
+    """KL against the previous policy instead of the frozen model: the leash then has no other end."""
+    _, reference, _, batch = real_rollout(beta=0.1)
+    logp_ref = m.token_logprobs(reference, batch["tokens"], batch["segments"])
+    fines = -0.1 * (batch["logp"] - logp_ref) * batch["mask"]
+    assert torch.allclose(batch["rewards"].sum(1), fines.sum(1) + batch["scores"], atol=1e-3)
+    assert fines.abs().sum() > 1
+    kl = ppo.exact_kl(*(x(batch["tokens"], batch["segments"])[:, :-1] for x in (tiny_gpt(1, 3.0), reference)))
+    assert torch.allclose(batch["kl"], (kl * batch["mask"]).sum(1), atol=1e-3)
+
+
+def test_an_answer_that_does_not_end_gets_the_fixed_score():
+    """A reward model asked about unfinished text, which it has never seen: policies learn never to stop."""
+    _, _, _, batch = real_rollout(beta=0.0, scores=7.0, missing_eos=-3.0)
+    assert batch["scores"].tolist() == [7.0 if ended else -3.0 for ended in batch["ended"]]
+    for row, reply in enumerate(batch["replies"]):
+        last = batch["mask"][row].nonzero().max()
+        assert batch["rewards"][row, last] == batch["scores"][row] and batch["rewards"][row].sum() == batch["scores"][row]
+
+
+def test_update_refuses_wrong_old_log_probs():
+    """Most PPO bugs ever reported show as a ratio that is not 1 at the start; silence about it is what made them last."""
+    policy, _, value, batch = real_rollout()
+    optimizer = torch.optim.Adam([*policy.parameters(), *value.parameters()], lr=1e-4)
+    good = dict(batch)
+    batch["logp"] = batch["logp"] + 0.01 * batch["mask"]
+    with pytest.raises(AssertionError, match="ratio"):
+        ppo.update(policy, value, optimizer, batch, 1, 8, 0.2, (0, 0))
+    figures = ppo.update(policy, value, optimizer, good, 2, 8, 0.2, (0, 0))
+    assert all(math.isfinite(x) for x in figures.values())
+
+
+def test_an_update_stops_early():
+    """Epochs that go on after the policy has left the rollout behind, where its advantages mean nothing."""
+    policy, _, value, batch = real_rollout()
+    optimizer = torch.optim.SGD([*policy.parameters(), *value.parameters()], lr=0.5)
+    taken, step = [], optimizer.step
+    optimizer.step = lambda: (taken.append(1), step())
+    ppo.update(policy, value, optimizer, batch, 50, 8, 0.2, (0, 0), max_approx_kl=1e-4)
+    assert 1 <= len(taken) < 50 * len(QUESTIONS) // 8
+
+
+def test_no_stale_gradients():
+    """Gradients that an early stop left behind, added to those of the next update."""
+    weights = []
+    for stale in (None, 1.0):
+        policy, _, value, batch = real_rollout()
+        optimizer = torch.optim.SGD([*policy.parameters(), *value.parameters()], lr=0.1)
+        for p in policy.parameters():
+            p.grad = torch.full_like(p, stale) if stale else None
+        ppo.update(policy, value, optimizer, batch, 1, 8, 0.2, (0, 0))
+        weights.append(policy.tokens.weight.detach())
+    assert torch.equal(*weights)
+
+
+def test_policy_and_value_share_nothing():
+    """A shared trunk: the value loss then drags the policy along (Stiennon et al. 2020)."""
+    reward_model, scale = tiny_value(), {"mean": 2.0, "std": 4.0, "lowest": -1.0}
+    value = ppo.value_from(reward_model, scale)
+    assert not {p.data_ptr() for p in value.parameters()} & {p.data_ptr() for p in reward_model.parameters()}
+    tokens = torch.tensor([[5, 6, 7]])
+    raw, scaled = reward_model(tokens, torch.ones_like(tokens)), value(tokens, torch.ones_like(tokens))
+    assert torch.allclose(scaled, (raw - 2) / 4, atol=1e-5)       # the value starts on the scale of the rewards
+
+
+def test_the_scorer_reads_question_and_answer_on_the_fixed_scale():
+    """Scores of padding, or without the gain and bias that give the KL coefficient its meaning."""
+    reward_model, scale = tiny_value(), {"mean": 0.5, "std": 2.0}
+    replies = [[65, 66, TOKENIZER.eot], [70, TOKENIZER.eot]]
+    scores = ppo.reward_model_scorer(reward_model, scale, TOKENIZER)(["Who?", "Where is it?"], replies)
+    for question, reply, score in zip(["Who?", "Where is it?"], replies, scores):
+        tokens = torch.tensor([data.chat_prompt(TOKENIZER, question) + reply])
+        assert score.item() == pytest.approx((reward_model(tokens, torch.ones_like(tokens))[0, -1].item() - 0.5) / 2, abs=1e-4)
+
+
+def test_ppo_learns_to_stop():
+    """The whole loop with a sign wrong somewhere: an answer that ends is rewarded, so more and more must end."""
+    policy, reference, value = tiny_gpt(1, 2.0), tiny_gpt(1, 2.0), tiny_value()
+    args = argparse.Namespace(lr=3e-3, value_lr=3e-3, iterations=12, beta=0.01, max_new=6, epochs=4, minibatch=16, clip=0.2, seed=0, resume=False)
+    history = ppo.train(policy, reference, value, TOKENIZER, lambda step: QUESTIONS + QUESTIONS[:8], lambda q, r: torch.ones(len(r)), args, -1.0)
+    assert history[0]["eos_rate"] < 0.2 and history[-1]["eos_rate"] > 0.5
+    assert history[0]["kl_nats"] < 1e-6 < history[-1]["kl_nats"]   # the first rollout is the reference itself
+
+
+def test_ties_are_half_a_win(monkeypatch):
+    """Ties counted as losses: a model compared with itself then wins 0 of 100."""
+    monkeypatch.setattr(data, "utility", lambda world, question, answer: float(answer))
+    result = ppo.compare(None, ["q"] * 4, ["1", "2", "3", "4"], ["1", "2", "0", "9"])
+    assert result["win_rate"] == (0.5 + 0.5 + 1 + 0) / 4
+    assert result["win_rate_low"] <= result["win_rate"] <= result["win_rate_high"]
+    same = ppo.compare(None, ["q"] * 3, ["1", "2", "3"], ["1", "2", "3"])
+    assert np.allclose(list(same.values()), 0.5)

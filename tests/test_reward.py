@@ -1,0 +1,153 @@
+"""The reward model: Bradley and Terry by hand, and the one token at which a score is read."""
+import math
+
+import pytest
+import torch
+
+import data
+import model as m
+import reward
+
+TOKENIZER = data.make_tokenizer("bytes", [])
+
+
+def tiny_reward_model(seed=0):
+    torch.manual_seed(seed)
+    gpt = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 96, 1, 2, 16))
+    for p in gpt.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.3)
+    return m.ScalarModel(gpt).eval()
+
+
+def loss_of(first, second, target):
+    return reward.preference_loss(*(torch.tensor(x, dtype=torch.float32) for x in (first, second, target))).item()
+
+
+def test_preference_loss_by_hand():
+    """Chosen and rejected swapped, or the mean forgotten."""
+    assert loss_of([2.0], [1.0], [1.0]) == pytest.approx(math.log(1 + math.exp(-1)))
+    assert loss_of([2.0], [1.0], [0.0]) == pytest.approx(math.log(1 + math.exp(1)))
+    assert loss_of([2.0, 2.0], [1.0, 1.0], [1.0, 0.0]) == pytest.approx(0.5 * (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(1))))
+
+
+def test_equal_scores_cost_ln_2():
+    """The first number of every healthy run: anything but 0.693 before training means a bug."""
+    assert loss_of([3.0, -1.0], [3.0, -1.0], [1.0, 0.3]) == pytest.approx(math.log(2))
+
+
+def test_only_differences_count():
+    """Training scores towards a level: adding 5 to all of them must change nothing."""
+    assert loss_of([7.0, 4.5], [6.0, 5.0], [1.0, 1.0]) == pytest.approx(loss_of([2.0, -0.5], [1.0, 0.0], [1.0, 1.0]))
+
+
+def test_a_soft_label_is_a_mixture_of_both_choices():
+    """Soft labels rounded to hard ones, which throws away what the AI was unsure of."""
+    assert loss_of([2.0], [1.0], [0.3]) == pytest.approx(0.3 * loss_of([2.0], [1.0], [1.0]) + 0.7 * loss_of([2.0], [1.0], [0.0]))
+    margin = torch.tensor([math.log(0.3 / 0.7)], requires_grad=True)      # the best margin is the one that predicts the label
+    reward.preference_loss(margin, torch.zeros(1), torch.tensor([0.3])).backward()
+    assert abs(margin.grad.item()) < 1e-6
+
+
+def test_huge_margins_stay_finite():
+    """log(sigmoid(-200)) = log(0) = -inf, the overflow that logsigmoid avoids."""
+    assert loss_of([0.0], [1e4], [1.0]) == pytest.approx(1e4)
+    assert loss_of([1e4], [0.0], [1.0]) == 0
+    r = torch.tensor([-1e4], requires_grad=True)
+    reward.preference_loss(r, torch.zeros(1), torch.ones(1)).backward()
+    assert r.grad.item() == pytest.approx(-1)
+
+
+def test_the_score_is_read_at_the_last_real_token():
+    """Reading [:, -1], which is padding in every row but the longest."""
+    scalars = torch.arange(12.0).view(3, 4)
+    segments = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
+    assert reward.last_token_score(scalars, segments).tolist() == [1, 7, 8]
+
+
+def test_a_score_does_not_depend_on_the_batch():
+    """Padding that leaks into a score: the same answer is then worth more beside a longer one."""
+    rm, sequences = tiny_reward_model(), [[65, 66, 67, TOKENIZER.eot], [70] * 30 + [TOKENIZER.eot], [68, TOKENIZER.eot]]
+    together = reward.score(rm, TOKENIZER, sequences)
+    alone = torch.cat([reward.score(rm, TOKENIZER, [s]) for s in sequences])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert alone.std() > 0.01
+
+
+def test_garbage_in_the_padding_changes_nothing():
+    """Attention or the read-out looking at what follows the end-of-text."""
+    rm = tiny_reward_model()
+    segments = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    tokens = torch.randint(0, 256, (2, 5), generator=torch.Generator().manual_seed(0))
+    garbage = torch.where(segments == 1, tokens, 255 - tokens)
+    assert torch.equal(*(reward.last_token_score(rm(t, segments), segments) for t in (tokens, garbage)))
+
+
+def test_the_annotator_follows_bradley_and_terry():
+    """An annotator who always names the better answer (no noise), or whose order of options matters."""
+    world = data.World(0)
+    question = data.fact_questions(world, "test")[0]
+    best, right, wrong = data.best_answer(world, question), world.answer(question)[1], "Well, let me think."
+    answers = [wrong, best, right]
+    u = [data.utility(world, question, a) for a in answers]
+    groups = reward.annotate(world, [(question, answers)] * 4000, seed=5)
+    for k, (i, j) in enumerate([(0, 1), (0, 2), (1, 2)]):
+        labels = [pairs[k] for _, _, pairs in groups]
+        assert all(pair[:2] == (i, j) for pair in labels)
+        p = 1 / (1 + math.exp(u[j] - u[i]))
+        assert sum(target for *_, target in labels) / 4000 == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / 4000))
+
+
+def test_all_pairs_of_a_question_share_a_batch(monkeypatch):
+    """Pairs shuffled over the epoch: each answer is then read again and again, and the model overfits in one pass (InstructGPT)."""
+    read, real = [], reward.score
+    monkeypatch.setattr(reward, "score", lambda rm, tokenizer, sequences: (read.append(sequences), real(rm, tokenizer, sequences))[1])
+    groups = [(f"q{i}?", [f"{i}a", f"{i}b", f"{i}c"], [(0, 1, 1.0), (0, 2, 0.0), (1, 2, 0.5)]) for i in range(7)]
+    history = reward.train(tiny_reward_model(), TOKENIZER, groups, 2, 1e-3, 0)
+    assert len(read) == 4 and history[-1]["step"] == 4
+    all_read = [tuple(s) for batch in read for s in batch]
+    assert len(all_read) == len(set(all_read)) == 21               # every answer once, in one epoch
+    for batch in read:
+        assert len(batch) % 3 == 0
+
+
+def test_one_batch_of_preferences_can_be_memorised():
+    """First and second mixed up somewhere between the label and the loss: agreement then goes to 0."""
+    rm = tiny_reward_model()
+    group = ("Who?", ["It is Ann.", "No.", "Well, well, well."], [(0, 1, 1.0), (0, 2, 0.0), (1, 2, 0.0)])       # 2 beats 0 beats 1
+    reward.train(rm, TOKENIZER, [group] * 60, 1, 1e-2, 0)
+    r = reward.score_texts(rm, TOKENIZER, [("Who?", a) for a in group[1]])
+    assert r[2] > r[0] > r[1]
+
+
+def test_normalise_gives_mean_0_and_standard_deviation_1():
+    """A KL coefficient without meaning: scores of another scale make the leash ten times longer or shorter."""
+    rm = tiny_reward_model()
+    conversations = [("Who?", "x" * n) for n in range(1, 9)]
+    scale = reward.normalise(rm, TOKENIZER, conversations)
+    scores = (reward.score_texts(rm, TOKENIZER, conversations) - scale["mean"]) / scale["std"]
+    assert scores.mean().abs() < 1e-5 and scores.std().item() == pytest.approx(1, abs=1e-5)
+    assert scores.min().item() == pytest.approx(scale["lowest"], abs=1e-4)
+
+
+def test_a_perfect_judge_reaches_the_ceiling(monkeypatch):
+    """An accuracy that compares with the wrong side, or a ceiling that the true utility itself does not reach."""
+    world = data.World(0)
+    questions = data.fact_questions(world, "test")[:5]
+    answered = [(q, [world.answer(q)[1], data.best_answer(world, q), "Sorry.", f"{data.RAMBLE[0]} {world.answer(q)[1]}"]) for q in questions]
+    judge = lambda sign: lambda rm, tokenizer, conversations: torch.tensor([sign * data.utility(world, q, a) for q, a in conversations])
+    monkeypatch.setattr(reward, "score_texts", judge(1))
+    good = reward.evaluate(None, None, world, answered)
+    assert good["accuracy"] == pytest.approx(good["ceiling"]) and good["calibration_error"] == pytest.approx(0, abs=1e-6) and good["pairs_heldout"] == 30
+    monkeypatch.setattr(reward, "score_texts", judge(-1))
+    assert reward.evaluate(None, None, world, answered)["accuracy"] == pytest.approx(1 - good["ceiling"])
+
+
+def test_prompts_of_training_and_of_evaluation_are_different():
+    """Accuracy measured on questions that were trained on."""
+    world = data.World(0)
+    train, test = reward.preference_prompts(world, "train", 400), reward.preference_prompts(world, "test", 300)
+    assert not set(train) & set(test)
+    for questions in (train, test):
+        acts = [world.parse_question(q) for q in questions]
+        assert all(isinstance(a, data.Act) and not a.verb.harmful for a in acts[::2]) and all(isinstance(a, tuple) for a in acts[1::2])

@@ -1,0 +1,86 @@
+"""Fine-tuning: the loss counts the assistant's tokens, all of them and only them."""
+import math
+
+import pytest
+import torch
+
+import data
+import model as m
+import sft
+
+TOKENIZER = data.make_tokenizer("bytes", [])
+
+
+def tiny_gpt(seed=0):
+    torch.manual_seed(seed)
+    gpt = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 64, 1, 2, 32))
+    for p in gpt.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.2)
+    return gpt.eval()
+
+
+def test_masked_loss_by_hand():
+    """A mask that is not shifted with the targets: the loss then counts the question's last token and leaves out end-of-text."""
+    logits = torch.log(torch.tensor([[[.5, .25, .25], [.1, .6, .3], [.2, .2, .6], [1 / 3, 1 / 3, 1 / 3]]]))
+    tokens, mask = torch.tensor([[0, 1, 2, 2]]), torch.tensor([[0, 0, 1, 1]])
+    # tokens 2 and 3 count; they are predicted by logits 1 (p = .3) and 2 (p = .6)
+    assert sft.masked_loss(logits, tokens, mask).item() == pytest.approx(-(math.log(.3) + math.log(.6)) / 2)
+
+
+def test_the_mean_is_over_tokens_of_the_whole_batch():
+    """A mean of means: a short answer's tokens then weigh more than a long one's."""
+    logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    tokens, mask = torch.tensor([[1, 2, 3, 4, 5], [6, 5, 4, 3, 2]]), torch.tensor([[0, 1, 1, 1, 1], [0, 0, 0, 0, 1]])
+    logp = logits.log_softmax(-1)
+    total = sum(logp[b, t - 1, tokens[b, t]] for b in range(2) for t in range(1, 5) if mask[b, t])
+    assert sft.masked_loss(logits, tokens, mask).item() == pytest.approx(-total.item() / 5, abs=1e-6)
+
+
+def test_the_users_words_are_never_imitated():
+    """Learning to write questions: what predicts a token outside the mask gets no gradient and changes no loss."""
+    ids, mask = data.chat_example(TOKENIZER, "Who?", "Ann.")
+    tokens, mask = torch.tensor([ids]), torch.tensor([mask])
+    logits = torch.randn(1, len(ids), TOKENIZER.n_vocab, requires_grad=True)
+    loss = sft.masked_loss(logits, tokens, mask)
+    loss.backward()
+    predicts_answer = torch.zeros(len(ids), dtype=torch.bool)
+    predicts_answer[:-1] = mask[0, 1:] == 1
+    assert (logits.grad[0][predicts_answer].abs().sum(-1) > 0).all() and (logits.grad[0][~predicts_answer] == 0).all()
+    changed = torch.where(predicts_answer[None, :, None], logits, torch.full_like(logits, 9.0))
+    assert sft.masked_loss(changed, tokens, mask).item() == loss.item()
+
+
+def test_padding_costs_nothing():
+    """The pad token learnt as an answer, or padding that changes what the model sees."""
+    gpt = tiny_gpt()
+    ids, mask = data.chat_example(TOKENIZER, "Where is it?", "In Oslo.")
+    alone = sft.masked_loss(gpt(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)), torch.tensor([ids]), torch.tensor([mask]))
+    for garbage in (TOKENIZER.pad, 66):
+        tokens, padded = torch.tensor([ids + [garbage] * 9]), torch.tensor([mask + [0] * 9])
+        segments = torch.tensor([[1] * len(ids) + [0] * 9])
+        assert sft.masked_loss(gpt(tokens, segments), tokens, padded).item() == pytest.approx(alone.item(), abs=1e-5)
+
+
+def test_a_conversation_can_be_memorised():
+    """A model that never learns to stop: end-of-text has to be among the assistant's tokens, and pad must not be end-of-text."""
+    gpt, talk = tiny_gpt(), [("Who?", "Ann."), ("Where?", "In Rome.")]
+    history = sft.train(gpt, TOKENIZER, talk * 16, 30, 8, 1e-2, 0)
+    assert history[-1]["train_loss_nats"] < 0.1
+    prompts = [data.chat_prompt(TOKENIZER, q) for q, _ in talk]
+    replies = m.generate(gpt, prompts, 20, TOKENIZER, temperature=0)
+    assert [data.decode_reply(TOKENIZER, r) for r in replies] == ["Ann.", "In Rome."]
+    assert all(r[-1] == TOKENIZER.eot for r in replies)
+
+
+def test_conversations_that_do_not_fit_are_left_out():
+    """An index error in the position table in the middle of a run, for one long conversation."""
+    history = sft.train(tiny_gpt(), TOKENIZER, [("Who?", "Ann."), ("Who?", "Ann. " * 40)], 1, 2, 1e-3, 0)
+    assert math.isfinite(history[-1]["train_loss_nats"])
+
+
+def test_the_coloured_mask_shows_what_the_loss_counts():
+    """A picture of the mask that is drawn from something else than the mask."""
+    shown = sft.colour_mask(TOKENIZER, "Who?", "Ann")
+    green = "".join(piece[3:] for piece in shown.split("\033[") if piece.startswith("32m"))
+    assert green == " Ann<|endoftext|>"

@@ -1,0 +1,242 @@
+"""All five scripts for real, with tiny settings: what they write, what they refuse, and that an interrupted run loses nothing."""
+import json
+import shutil
+
+import pytest
+import torch
+
+import data
+import model as m
+import ppo
+import pretrain
+import reward
+import rlaif
+import sft
+
+PRETRAIN = "--steps 6 --batch-size 4 --layers 2 --heads 2 --channels 32 --context 192 --warmup 2 --eval-every 4".split()
+SFT = "--demonstrations 220 --epochs 1 --batch-size 4".split()                          # 55 steps: one saving on the way
+REWARD = "--prompts 24 --answers 2 --batch-size 2".split()                              # 12 steps
+PPO = "--iterations 11 --batch-size 4 --max-new 8 --epochs 1 --minibatch 2".split()     # one saving, after 10
+RLAIF = ("--red-team 7 --rounds 2 --helpful 6 --sl-epochs 1 --label-prompts 4 --answers 2 --helpful-prompts 4 --iterations 2 --batch-size 4 "
+         "--max-new 8 --epochs 1 --minibatch 2 --eval-prompts 7").split()
+STAGES = {"pretrain": (pretrain, PRETRAIN), "sft": (sft, SFT), "reward": (reward, REWARD), "ppo": (ppo, PPO), "rlaif": (rlaif, RLAIF)}
+HARM_JUDGES = ("is_harmless", "is_compliant", "gives_reason")
+
+
+def run(stage, out, *more):
+    module, flags = STAGES[stage]
+    module.main([*flags, "--out", str(out), "--device", "cpu", *more])
+
+
+def smaller_evaluations(patch):
+    """The same evaluations on fewer prompts and shorter answers: an untrained model never stops by itself."""
+    validation_set, fact_questions, prompts, generate = pretrain.validation_set, data.fact_questions, reward.preference_prompts, m.generate_batch
+    patch.setattr(pretrain, "validation_set", lambda world, tokenizer, n, context: validation_set(world, tokenizer, 40, context))
+    patch.setattr(data, "fact_questions", lambda world, use: fact_questions(world, use)[:20])
+    patch.setattr(reward, "preference_prompts", lambda world, use, n: prompts(world, use, min(n, 24)))
+    patch.setattr(m, "generate_batch", lambda model, batch, max_new, *rest: generate(model, batch, min(max_new, 10), *rest))
+
+
+def no_judge_of_harm_inside(patch, owner, name):
+    """While this function runs, the gold judges of harm raise."""
+    real = getattr(owner, name)
+
+    def judged(*args, **options):
+        raise AssertionError(f"{name} called a gold judge of harm")
+
+    def blindfolded(*args, **options):
+        with pytest.MonkeyPatch.context() as inner:
+            for judge in HARM_JUDGES:
+                inner.setattr(data, judge, judged)
+            return real(*args, **options)
+
+    patch.setattr(owner, name, blindfolded)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """All five stages, once."""
+    folder = tmp_path_factory.mktemp("out")
+    with pytest.MonkeyPatch.context() as patch:
+        smaller_evaluations(patch)
+        for owner, name in [(sft, "train"), (reward, "train"), (ppo, "train"), (reward, "annotate"), (reward, "sample_answers"), (reward, "normalise"),
+                            (rlaif, "revise_rounds"), (rlaif, "ai_labels"), (rlaif, "with_forced_refusal")]:
+            no_judge_of_harm_inside(patch, owner, name)
+        for stage in STAGES:
+            run(stage, folder)
+    return folder
+
+
+def weights(path):
+    return m.load(path)["model"]
+
+
+def assert_equal_weights(path, other):
+    a, b = weights(path), weights(other)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_every_stage_writes_what_it_says(out):
+    """A script that only works on its author's machine, or a stage that calls a gold judge of harm while it trains."""
+    promised = {"pretrain": ["val_loss", "entropy_floor", "forced_accuracy_drill", "fact_cloze"], "sft": ["fact_accuracy_undemonstrated"],
+                "reward": ["accuracy", "ceiling"], "ppo": ["gold_ppo", "win_rate"],
+                "rlaif": ["harm_rlcai_g1", "over_refusal_rlcai_g2", "human_harm_labels"]}
+    for stage, figures in promised.items():
+        written = json.loads((out / f"{stage}.json").read_text())
+        assert all(name in written for name in figures) and all(isinstance(x, (int, float)) for x in written.values())
+        header, *rows = (out / f"{stage}.csv").read_text().splitlines()
+        assert rows and all(row.count(",") == header.count(",") for row in rows)
+    for name in ("pretrain", "sft", "reward", "ppo", "slcai", "rlaif_pm", "rlaif"):
+        assert m.load(out / f"{name}.pt")["world_seed"] == 0
+    assert json.loads((out / "rlaif.json").read_text())["human_harm_labels"] == 0
+    assert not list(out.glob("*.resume.pt")) and not list(out.glob("*.tmp"))
+    assert len((out / "rlaif_traces.jsonl").read_text().splitlines()) == 7 and len((out / "preferences.jsonl").read_text().splitlines()) > 10
+
+
+def test_every_stage_changes_the_model(out):
+    """A loop that runs, logs and saves, and whose optimizer holds another model's weights."""
+    for before, after in [("pretrain", "sft"), ("sft", "ppo"), ("pretrain", "slcai"), ("slcai", "rlaif")]:
+        a, b = weights(out / f"{before}.pt"), weights(out / f"{after}.pt")
+        assert any(not torch.equal(a[k], b[k]) for k in a)
+    sft_weights, rm = weights(out / "sft.pt"), weights(out / "reward.pt")
+    assert rm.keys() == {f"gpt.{k}" for k in sft_weights} | {"scalar.weight", "scalar.bias"}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo"])
+def test_a_resumed_run_equals_an_uninterrupted_one(stage, out, tmp_path, monkeypatch):
+    """Optimizer state, data order or random numbers lost on the way: the resumed run is then another run."""
+    for name in ("pretrain.pt", "sft.pt", "reward.pt"):
+        if name != f"{stage}.pt":
+            shutil.copy(out / name, tmp_path / name)
+    smaller_evaluations(monkeypatch)
+    module, _ = STAGES[stage]
+    save_progress = module.save_progress
+
+    def interrupted(*args, **parts):
+        save_progress(*args, **parts)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_progress", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(stage, tmp_path)
+    assert (tmp_path / f"{stage}.resume.pt").exists()
+    run(stage, tmp_path, "--resume")
+    assert_equal_weights(out / f"{stage}.pt", tmp_path / f"{stage}.pt")
+    assert (tmp_path / f"{stage}.csv").read_text() == (out / f"{stage}.csv").read_text()
+    assert not (tmp_path / f"{stage}.resume.pt").exists()
+
+
+@pytest.mark.parametrize("lost", [["rlaif.pt"], ["rlaif.pt", "rlaif_pm.pt", "slcai.pt"]])
+def test_rlaif_goes_on_after_its_last_finished_phase(lost, out, tmp_path, monkeypatch):
+    """A phase that depends on what an earlier one left in memory: resumed, it comes to other weights."""
+    for path in out.iterdir():
+        if path.name not in lost:
+            shutil.copy(path, tmp_path / path.name)
+    smaller_evaluations(monkeypatch)
+    monkeypatch.setattr(rlaif, "revise_rounds", None)             # phase 1 must not run again
+    monkeypatch.setattr(rlaif, "final_table", lambda *args: {})
+    run("rlaif", tmp_path, "--resume")
+    for name in ("slcai.pt", "rlaif_pm.pt", "rlaif.pt"):
+        assert_equal_weights(out / name, tmp_path / name)
+
+
+def test_a_run_with_other_flags_is_not_resumed(out, tmp_path, monkeypatch):
+    """Half a run with one learning rate and half with another."""
+    smaller_evaluations(monkeypatch)
+    m.save_progress(tmp_path / "sft.resume.pt", 3, {"lr": 0.5}, [], model=m.load_gpt(out / "sft.pt")[0])
+    shutil.copy(out / "pretrain.pt", tmp_path)
+    with pytest.raises(SystemExit, match="use the same flags"):
+        run("sft", tmp_path, "--resume")
+    with pytest.raises(SystemExit, match="without --resume"):
+        run("pretrain", tmp_path, "--resume")
+
+
+@pytest.mark.parametrize("stage, needs", [("sft", ["pretrain"]), ("reward", ["sft"]), ("ppo", ["sft", "reward"]), ("rlaif", ["pretrain", "ppo", "sft"])])
+def test_a_missing_input_names_the_script_to_run(stage, needs, out, tmp_path):
+    """A traceback that ends in FileNotFoundError, for somebody who ran the second command first."""
+    for missing in needs:
+        folder = tmp_path / missing
+        folder.mkdir()
+        for name in ("pretrain", "sft", "reward", "ppo"):
+            if name != missing:
+                shutil.copy(out / f"{name}.pt", folder)
+        with pytest.raises(SystemExit, match=rf"{missing}.pt not found: run `python {missing}.py` first"):
+            run(stage, folder)
+
+
+def test_missing_labels_name_the_script_to_run(out, tmp_path, monkeypatch):
+    """The preference file forgotten while the models were copied: an hour of critiques, then a traceback."""
+    smaller_evaluations(monkeypatch)
+    for path in out.glob("*.*"):
+        if path.name not in ("rlaif.pt", "rlaif_pm.pt", "preferences.jsonl"):
+            shutil.copy(path, tmp_path)
+    with pytest.raises(SystemExit, match="run `python reward.py` first"):
+        run("rlaif", tmp_path, "--resume")
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "bytes"])
+def test_pretraining_on_your_own_text(tokenizer, tmp_path, capsys):
+    """The first thing that people try: their own file, in any language."""
+    text = tmp_path / "verse.txt"
+    text.write_text("Zoë mends a kite; the wind mends Zoë.\n" * 200, encoding="utf-8")
+    flags = "--steps 4 --batch-size 2 --layers 1 --heads 2 --channels 16 --context 32 --eval-every 2 --vocab-size 300 --device cpu".split()
+    pretrain.main([*flags, "--data", str(text), "--tokenizer", tokenizer, "--out", str(tmp_path)])
+    figures = json.loads((tmp_path / "pretrain.json").read_text())
+    assert figures["val_loss_nats_per_byte"] > 0 and len((tmp_path / "pretrain.csv").read_text().splitlines()) == 3
+    m.main([str(tmp_path / "pretrain.pt"), "--base", "--prompt", "Zoë", "--max-new", "4", "--device", "cpu"])
+    with pytest.raises(SystemExit, match="your own text"):
+        sft.main(["--out", str(tmp_path), "--device", "cpu"])
+    text.write_text("short")
+    with pytest.raises(SystemExit, match="too short"):
+        pretrain.main([*flags, "--data", str(text), "--tokenizer", "bytes", "--out", str(tmp_path)])
+
+
+def test_pretraining_goes_on_from_a_checkpoint(out, tmp_path, monkeypatch):
+    """--init that loads the weights and then builds another tokenizer."""
+    smaller_evaluations(monkeypatch)
+    run("pretrain", tmp_path, "--init", str(out / "pretrain.pt"), "--lr", "0", "--muon-lr", "0")
+    assert_equal_weights(out / "pretrain.pt", tmp_path / "pretrain.pt")
+    assert m.load(tmp_path / "pretrain.pt")["tokenizer"] == m.load(out / "pretrain.pt")["tokenizer"]
+
+
+def test_answers_that_are_all_equally_good(out, tmp_path, monkeypatch):
+    """A division by the distance between ceiling and chance, which is 0 where a weak model's answers are all alike."""
+    smaller_evaluations(monkeypatch)
+    shutil.copy(out / "sft.pt", tmp_path)
+    monkeypatch.setattr(data, "utility", lambda *args: 0.0)
+    run("reward", tmp_path)
+    assert json.loads((tmp_path / "reward.json").read_text())["ceiling"] == 0.5
+
+
+def test_chat_prints_an_answer(out, capsys):
+    """A chat that prints nothing, or the answers of two models without their names."""
+    m.main([str(out / "sft.pt"), "--prompt", "Where does Ann live?", "--max-new", "8", "--temperature", "0", "--device", "cpu"])
+    one = capsys.readouterr().out
+    m.main([str(out / "pretrain.pt"), str(out / "sft.pt"), "--prompt", "Where does Ann live?", "--max-new", "8", "--temperature", "0", "--device", "cpu"])
+    two = capsys.readouterr().out.splitlines()
+    assert one.strip() and one.strip().splitlines()[0] in "\n".join(two) and any(line.startswith(str(out / "pretrain.pt")) for line in two)
+    with pytest.raises(SystemExit, match="nothing.pt not found"):
+        m.main(["nothing.pt", "--prompt", "Hi"])
+
+
+def test_show_prints_and_trains_nothing(out, tmp_path, monkeypatch, capsys):
+    """--show that overwrites the checkpoints it was to explain."""
+    smaller_evaluations(monkeypatch)
+    for path in out.glob("*.pt"):
+        shutil.copy(path, tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    run("ppo", tmp_path, "--show")
+    assert "advantage" in capsys.readouterr().out
+    run("rlaif", tmp_path, "--show")
+    assert "P(A is better)" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_ppo_against_the_gold_judge(out, tmp_path, monkeypatch):
+    """The teaching mode of exercise and README, which no other test runs."""
+    smaller_evaluations(monkeypatch)
+    for name in ("sft.pt", "reward.pt"):
+        shutil.copy(out / name, tmp_path)
+    run("ppo", tmp_path, "--reward", "gold", "--iterations", "1")
+    assert (tmp_path / "ppo.pt").exists()
