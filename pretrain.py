@@ -100,6 +100,8 @@ def train(model, batch_at, steps, args, evaluate, progress):
     parts = {"model": model, **{f"optimizer{i}": o for i, o in enumerate(optimizers)}}
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out")}
     start, history = load_progress(progress, settings, **parts) if args.resume else (0, [])
+    if args.resume and len(history[-1]) == 3:                     # interrupted during an evaluation
+        history[-1] |= evaluate()
     bar, trained, seconds = tqdm(range(start, steps), initial=start, total=steps, unit="step", desc="pretrain"), 0, 0.0
     for step in bar:
         began = time.perf_counter()
@@ -116,9 +118,9 @@ def train(model, batch_at, steps, args, evaluate, progress):
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", tokens_per_s=f"{trained / seconds:.0f}")
         if (step + 1) % args.eval_every == 0 or step + 1 == steps:
+            history.append({"step": step + 1, "tokens": (step + 1) * inputs.numel(), "train_loss_nats": loss.item()})
             save_progress(progress, step + 1, settings, history, **parts)     # before the evaluation: nothing is lost if that fails
-            history.append({"step": step + 1, "tokens": (step + 1) * inputs.numel(), "train_loss_nats": loss.item(), **evaluate()})
-            save_progress(progress, step + 1, settings, history, **parts)
+            history[-1] |= evaluate()
             tqdm.write("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in history[-1].items()))
     return history, trained / max(seconds, 1e-9)
 
@@ -204,7 +206,7 @@ def main(argv=None):
     p.add_argument("--channels", type=int, default=128, help="width of the residual stream")
     p.add_argument("--context", type=int, default=192, help="longest sequence, in tokens")
     # how to train
-    p.add_argument("--steps", type=int, default=1800, help="optimizer steps")
+    p.add_argument("--steps", type=int, default=2000, help="optimizer steps")
     p.add_argument("--batch-size", type=int, default=8, help="rows of `context` tokens a step")
     p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of AdamW")
     p.add_argument("--muon-lr", type=float, default=0.005, help="peak learning rate of Muon; 0: AdamW for everything")
@@ -269,7 +271,7 @@ def main(argv=None):
     if world:
         figures |= evaluate_world(model, world, tokenizer, valid)
     else:
-        figures |= evaluate()
+        figures |= history[-1]
     write_results(out, "pretrain", history, figures)
     for (title, old), (_, new) in zip(before, show(model, world, tokenizer)):
         print(f"\n{title}\n  before: {old}\n  after:  {new}")

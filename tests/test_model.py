@@ -53,7 +53,9 @@ def slow_sample(gpt, prompt, max_new, temperature, seed, index):
     """No batch, no padding, no cache: the whole text through the network for each new token."""
     ids, noise = list(prompt), np.random.default_rng([*seed, index]).random(max_new, dtype=np.float32)
     for u in noise:
-        p = (gpt(torch.tensor([ids]))[0, -1].double() / temperature).softmax(-1)
+        logits = gpt(torch.tensor([ids]))[0, -1].double()
+        logits[TOKENIZER.pad] = -torch.inf                        # the one token a model may never say
+        p = (logits / temperature).softmax(-1)
         ids.append(int((p.cumsum(-1) > u).nonzero()[0]))
         if ids[-1] == TOKENIZER.eot:
             break
