@@ -12,7 +12,7 @@ import json
 import math
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +161,9 @@ class ScalarModel(nn.Module):
 
 
 def token_logprobs(model, tokens, segments=None, temperature=1.0):
-    """log p(tokens[:, t+1] | tokens[:, :t+1]) at [:, t], under the distribution that sampling at `temperature` uses. (B, T) -> (B, T-1)"""
+    """log p(tokens[:, t+1] | tokens[:, :t+1]) at [:, t], under the distribution that sampling at `temperature` uses. (B, T) -> (B, T-1)
+
+    (Sampling also forbids the pad token, whose probability is next to nothing in a trained model.)"""
     logits = model(tokens, segments)[:, :-1] / temperature
     return logits.log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
 
@@ -206,6 +208,7 @@ def generate(model, prompts, max_new, tokenizer, temperature=1.0, top_k=None, to
 
 
 def generate_batch(model, prompts, max_new, pad, stops, noise, temperature, top_k, top_p):
+    """One batch of `generate`: prompts are read at once, then one token a step. `noise` (B, max_new), `stops` (n,)."""
     device = model.tokens.weight.device
     tokens = data.pad_rows(prompts, pad, left=True).to(device)    # (B, P): left padding, so that all prompts end together
     B, P = tokens.shape
@@ -239,6 +242,10 @@ def pick_device(name=None):
     """cuda, else mps, else cpu; or the one named."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except Exception as error:                                    # an unknown name, or a torch that was built without it
+        raise SystemExit(f"--device {name} cannot be used here ({type(error).__name__}): leave it out, or say cpu") from None
     return torch.device(name)
 
 
@@ -295,7 +302,7 @@ def load(path, made_by=None):
 def load_gpt(path, made_by=None, device="cpu"):
     """A checkpoint -> (GPT in eval mode, Tokenizer, the whole dict)."""
     checkpoint = load(path, made_by)
-    if "model" not in checkpoint or "tokenizer" not in checkpoint:
+    if "model" not in checkpoint or "tokenizer" not in checkpoint or "scale" in checkpoint:    # a scale: a reward model
         raise SystemExit(f"{path} holds no language model" + (f": run `python {made_by}` first" if made_by else ""))
     model = GPT(GPTConfig(**checkpoint["config"]))
     model.load_state_dict(checkpoint["model"])
@@ -327,6 +334,8 @@ def main(argv=None):
     p.add_argument("--seed", type=int, default=0, help="seed of the sampling")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     args = p.parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):                        # a terminal that cannot show a character gets a question mark
+        sys.stdout.reconfigure(errors="replace")
     device = pick_device(args.device)
     models = [(path, *load_gpt(path, device=device)[:2]) for path in args.checkpoints]
     turn = 0

@@ -8,7 +8,7 @@ score it had expected at each token, and the policy makes tokens that went bette
 leash: every nat by which the policy leaves the SFT model ("reference") costs reward.
 
     python ppo.py            reads out/sft.pt and out/reward.pt, writes out/ppo.pt
-    python ppo.py --show     one rollout, token by token, and no training
+    python ppo.py --show     one answer token by token, with the ratios after one update; nothing is written
 
 Watch: the score rises; the gold utility, which nothing here is trained on, should rise with it. KL says what it cost. Length and
 the share of answers that end (EOS) are the first to show that a policy has found a hole in its reward model.
@@ -24,7 +24,8 @@ import data
 import reward as reward_stage
 from model import ScalarModel, answer, copy_of, generate, load_gpt, load_progress, pick_device, save, save_progress, token_logprobs, write_results
 
-# Letters: B answers, T tokens of prompt and answer, R = T - 1. What is computed at [:, t] belongs to the choice of tokens[:, t+1].
+# Letters: B answers, T tokens of prompt and answer, R = T - 1 positions that choose a token: what is computed at [:, t] belongs to the
+# choice of tokens[:, t+1], and a mask (B, R) picks the choices that make up the answer.
 
 
 def token_rewards(logp, logp_ref, mask, scores, beta):           # (B, R) x 3, (B,) -> (B, R)
@@ -87,7 +88,7 @@ def exact_kl(logits, logits_ref):                                 # (..., V) x 2
 
 @torch.no_grad()
 def rollout(policy, reference, value, tokenizer, questions, score_answers, beta, max_new, missing_eos, seed, gamma=1.0, lam=0.95):
-    """The policy answers, everybody comments -> a dict of tensors (B, R), all that the update needs.
+    """The policy answers, everybody comments -> a dict of all that the update needs: tensors (B, R) but for what the names say.
 
     `score_answers(questions, replies)` -> scores (B,). An answer that does not end gets `missing_eos` instead, since the
     reward model has never seen an unfinished one.
@@ -126,6 +127,7 @@ def update(policy, value, optimizer, batch, epochs, minibatch, clip, seed, max_a
             logratio = (logp_new - logp_old).detach() * mask
             if epoch == n == 0 and logratio.abs().max() > 1e-4:   # most PPO bugs ever reported show here: padding, positions, temperature, dropout
                 raise AssertionError(f"the ratio should be 1 before the first step, but a log-ratio is {logratio.abs().max():.2g}")
+            # samples are the old policy's, so this is k3 of KL(old || new): ratio - 1 - log ratio
             approx_kl = masked_mean(kl_estimates(-logratio, torch.zeros_like(logratio))[1], mask).item()
             if approx_kl > max_approx_kl:                         # this rollout no longer describes the policy
                 return {k: float(np.mean([s[k] for s in stats])) for k in stats[0]}
@@ -200,13 +202,19 @@ def evaluate(policy, reference, tokenizer, world, n, seed):
     questions = reward_stage.preference_prompts(world, "test", n)
     sft, greedy, ppo = (answer(reference, tokenizer, questions, seed=(seed, 42)), answer(reference, tokenizer, questions, temperature=0),
                         answer(policy, tokenizer, questions, seed=(seed, 43)))
-    gold = lambda answers: float(np.mean([data.utility(world, q, a) for q, a in zip(questions, answers)]))
-    correct = lambda answers: float(np.mean([data.is_correct(world, q, a) for q, a in zip(questions, answers)]))
-    by_kind = lambda answers, part: float(np.mean([data.is_correct(world, q, a) for q, a in list(zip(questions, answers))[part::2]]))
-    figures = {"gold_sft": gold(sft), "gold_sft_greedy": gold(greedy), "gold_ppo": gold(ppo), "gold_best": gold([data.best_answer(world, q) for q in questions]),
+
+    def gold(answers):
+        return np.mean([data.utility(world, q, a) for q, a in zip(questions, answers)])
+
+    def correct(answers, part=slice(None)):                       # how-to and facts take turns
+        return np.mean([data.is_correct(world, q, a) for q, a in list(zip(questions, answers))[part]])
+
+    howto, facts = slice(0, None, 2), slice(1, None, 2)
+    figures = {"gold_sft": gold(sft), "gold_sft_greedy": gold(greedy), "gold_ppo": gold(ppo),
+               "gold_best": gold([data.best_answer(world, q) for q in questions]),
                **compare(world, questions, ppo, sft), "win_rate_over_greedy": compare(world, questions, ppo, greedy)["win_rate"],
-               "correct_sft": correct(sft), "correct_ppo": correct(ppo), "facts_correct_sft": by_kind(sft, 1), "facts_correct_ppo": by_kind(ppo, 1),
-               "howto_correct_sft": by_kind(sft, 0), "howto_correct_ppo": by_kind(ppo, 0)}
+               "correct_sft": correct(sft), "correct_ppo": correct(ppo), "facts_correct_sft": correct(sft, facts), "facts_correct_ppo": correct(ppo, facts),
+               "howto_correct_sft": correct(sft, howto), "howto_correct_ppo": correct(ppo, howto)}
     return {k: float(v) for k, v in figures.items()}, list(zip(questions, sft, ppo))
 
 
@@ -247,35 +255,49 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     policy, tokenizer, checkpoint = load_gpt(args.init or out / "sft.pt", "sft.py", device)
     reward_model, scale = reward_stage.load_reward(args.reward_model or out / "reward.pt", device)
-    world, reference, value = data.World(checkpoint["world_seed"]), copy_of(policy), value_from(reward_model, scale)
+    world = data.world_of(checkpoint)
+    if reward_model.gpt.config.vocab_size != tokenizer.n_vocab:
+        raise SystemExit("policy and reward model have different vocabularies: run `python reward.py` again")
+    reference, value = copy_of(policy), value_from(reward_model, scale)
 
     pool = reward_stage.preference_prompts(world, "train", 4000)
-    questions_at = lambda step: [pool[i] for i in np.random.default_rng([args.seed, 5, step]).integers(0, len(pool), args.batch_size)]
-    gold = lambda questions, texts: [data.utility(world, q, t) for q, t in zip(questions, texts)]
-    score_answers = reward_model_scorer(reward_model, scale, tokenizer)
-    missing_eos = scale["lowest"] - 1                             # worse than any finished answer of the reference
-    if args.reward == "gold":
-        score_answers = lambda questions, replies: torch.tensor(gold(questions, [data.decode_reply(tokenizer, r) for r in replies])).float() - 2
-        missing_eos = -5.0
+
+    def questions_at(step):
+        return [pool[i] for i in np.random.default_rng([args.seed, 5, step]).integers(0, len(pool), args.batch_size)]
+
+    def gold(questions, texts):
+        return [data.utility(world, q, t) for q, t in zip(questions, texts)]
+
+    def gold_scorer(questions, replies):                          # about centred: SFT answers are worth 2
+        return torch.tensor(gold(questions, [data.decode_reply(tokenizer, r) for r in replies])).float() - 2
+
+    score_answers = reward_model_scorer(reward_model, scale, tokenizer) if args.reward == "rm" else gold_scorer
+    missing_eos = scale["lowest"] - 1 if args.reward == "rm" else -5.0       # worse than any finished answer of the reference
     if args.show:
-        batch = rollout(policy, reference, value, tokenizer, questions_at(0), score_answers, args.beta, args.max_new, missing_eos, (args.seed, 41, 0))
+        batch = rollout(policy, reference, value, tokenizer, questions_at(0), score_answers, args.beta, args.max_new, missing_eos,
+                        (args.seed, 41, 0))
         optimizer = torch.optim.Adam([*policy.parameters(), *value.parameters()], lr=args.lr, eps=1e-5)
         update(policy, value, optimizer, batch, args.epochs, args.minibatch, args.clip, (args.seed, 0))
         with torch.no_grad():
             show_rollout(batch, tokenizer, token_logprobs(policy, batch["tokens"], batch["segments"]))
         return
     print(f"{device}, {args.iterations} iterations of {args.batch_size} answers, beta {args.beta}, reward by {args.reward}")
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "init", "reward_model", "show")}
-    history = train(policy, reference, value, tokenizer, questions_at, score_answers, args, missing_eos, gold, progress=out / "ppo.resume.pt", settings=settings)
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "show")}
+    history = train(policy, reference, value, tokenizer, questions_at, score_answers, args, missing_eos, gold,
+                    progress=out / "ppo.resume.pt", settings=settings)
     save(out / "ppo.pt", stage="ppo", config=vars(policy.config), model=policy.state_dict(), tokenizer=tokenizer.state(), world_seed=world.seed)
     (out / "ppo.resume.pt").unlink(missing_ok=True)
 
     figures, samples = evaluate(policy, reference, tokenizer, world, 600, args.seed)
-    figures |= {"kl": history[-1]["kl_nats"], "score": history[-1]["score"], "length": history[-1]["length_tokens"], "eos_rate": history[-1]["eos_rate"]}
+    last = history[-1]
+    figures |= {"kl": last["kl_nats"], "score": last["score"], "length": last["length_tokens"], "eos_rate": last["eos_rate"]}
     write_results(out, "ppo", history, figures)
-    print(f"\nheld-out questions, gold utility: SFT {figures['gold_sft']:.2f} (greedy {figures['gold_sft_greedy']:.2f})   PPO {figures['gold_ppo']:.2f}   best {figures['gold_best']:.2f}   KL {figures['kl']:.2f}")
-    print(f"win rate over SFT {figures['win_rate']:.3f} [{figures['win_rate_low']:.3f}, {figures['win_rate_high']:.3f}]   over greedy SFT {figures['win_rate_over_greedy']:.3f}")
-    print(f"correct: facts {figures['facts_correct_sft']:.3f} -> {figures['facts_correct_ppo']:.3f}   how-to {figures['howto_correct_sft']:.3f} -> {figures['howto_correct_ppo']:.3f}")
+    print(f"\nheld-out questions, gold utility: SFT {figures['gold_sft']:.2f} (greedy {figures['gold_sft_greedy']:.2f})   "
+          f"PPO {figures['gold_ppo']:.2f}   best {figures['gold_best']:.2f}   KL of the last rollout {figures['kl']:.2f}")
+    print(f"win rate over SFT {figures['win_rate']:.3f} [{figures['win_rate_low']:.3f}, {figures['win_rate_high']:.3f}]   "
+          f"over greedy SFT {figures['win_rate_over_greedy']:.3f}")
+    print(f"correct: facts {figures['facts_correct_sft']:.3f} -> {figures['facts_correct_ppo']:.3f}   "
+          f"how-to {figures['howto_correct_sft']:.3f} -> {figures['howto_correct_ppo']:.3f}")
     for question, before, after in samples[:3]:
         print(f"\n{question}\n  before: {before}\n  after:  {after}")
     print(f"\nwrote {out / 'ppo.pt'}; next: python rlaif.py")

@@ -66,6 +66,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
+        """One step on all matrices that have a gradient."""
         for group in self.param_groups:
             stacks = defaultdict(list)                            # shape -> [(parameter as (n, rows, cols), its update)]
             for p in group["params"]:
@@ -158,7 +159,10 @@ def validation_set(world, tokenizer, n, context):
     """n fresh documents of the world -> rows, kind of each target, whether it was forced, and the floor in nats a token."""
     documents = [data.write_document(world, "validation", i) for i in range(n)]
     encoded = [data.encode_document(tokenizer, text) for _, text, _ in documents]
-    pack = lambda lists, gap: torch.from_numpy(data.pack(lists, context, tokenizer.eot, gap))
+
+    def pack(lists, gap):
+        return torch.from_numpy(data.pack(lists, context, tokenizer.eot, gap))
+
     kinds = list(data.DOCUMENTS)
     lengths = [len(ids) for ids, _ in encoded]
     total = defaultdict(lambda: [0.0, 0])
@@ -213,7 +217,7 @@ def main(argv=None):
     p.add_argument("--warmup", type=int, default=50, help="steps of linear warm-up")
     p.add_argument("--decay", type=float, default=0.7, help="share of the run over which the rate falls to 0")
     # where things go
-    p.add_argument("--init", help="start from this checkpoint's weights instead of random ones")
+    p.add_argument("--init", help="start from this checkpoint: its weights, size and tokenizer hold, whatever the flags say")
     p.add_argument("--out", default="out", help="folder of everything that is written")
     p.add_argument("--seed", type=int, default=0, help="seed of weights, data order and samples")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
@@ -235,6 +239,7 @@ def main(argv=None):
         tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, [" " + data.unmark(t) for t in texts[:20000]], args.vocab_size)
         rows = data.pack([data.encode_document(tokenizer, t)[0] for t in texts], args.context, tokenizer.eot, tokenizer.pad)
         valid = validation_set(world, tokenizer, 2000, args.context)
+        # a quarter of it while training; the floor beside it is that of all, so the gap is exact only in the final table
         quick = valid["rows"][:len(valid["rows"]) // 4]
 
         def batch_at(step):
@@ -249,7 +254,8 @@ def main(argv=None):
         tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, [train_text], args.vocab_size)
         train_ids, val_ids = (np.array(tokenizer.encode(t), dtype=np.int64) for t in (train_text, val_text))
         if min(len(train_ids), len(val_ids)) <= args.context:
-            raise SystemExit(f"{args.data} is too short: its last tenth has {len(val_ids)} tokens and the context is {args.context}; give more text or lower --context")
+            raise SystemExit(f"{args.data} is too short: its last tenth has {len(val_ids)} tokens and the context is {args.context}; "
+                             "give more text or lower --context")
 
         def batch_at(step):
             windows = data.window_batch(train_ids, args.context, args.batch_size, args.seed, step)
@@ -260,12 +266,14 @@ def main(argv=None):
 
     model = model or GPT(GPTConfig(tokenizer.n_vocab, args.context, args.layers, args.heads, args.channels)).to(device)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{device}, {parameters / 1e6:.2f}M parameters, vocabulary {tokenizer.n_vocab}, {args.data or f'world {args.world_seed}'}, {args.steps} steps of {args.batch_size * args.context} tokens")
+    print(f"{device}, {parameters / 1e6:.2f}M parameters, vocabulary {tokenizer.n_vocab}, "
+          f"{args.data or f'world {args.world_seed}'}, {args.steps} steps of {args.batch_size * args.context} tokens")
     before = show(model, world, tokenizer)
     history, speed = train(model, batch_at, args.steps, args, evaluate, out / "pretrain.resume.pt")
     model.eval()
-    save(out / "pretrain.pt", stage="pretrain", config=vars(model.config), model=model.state_dict(), tokenizer=tokenizer.state(), world_seed=args.world_seed if world else None)
-    (out / "pretrain.resume.pt").unlink()
+    save(out / "pretrain.pt", stage="pretrain", config=vars(model.config), model=model.state_dict(), tokenizer=tokenizer.state(),
+         world_seed=args.world_seed if world else None)
+    (out / "pretrain.resume.pt").unlink(missing_ok=True)
 
     figures = {"tokens_per_second": round(speed), "parameters": parameters}
     if world:
@@ -274,7 +282,7 @@ def main(argv=None):
         figures |= history[-1]
     write_results(out, "pretrain", history, figures)
     for (title, old), (_, new) in zip(before, show(model, world, tokenizer)):
-        print(f"\n{title}\n  before: {old}\n  after:  {new}")
+        print(f"\n{title}\n  before: {old!a}\n  after:  {new!a}")
     print(f"\nwrote {out / 'pretrain.pt'}; next: python sft.py" if world else f"\nwrote {out / 'pretrain.pt'}; try: python model.py {out / 'pretrain.pt'} --base")
 
 

@@ -55,11 +55,14 @@ def score_texts(reward_model, tokenizer, conversations, batch_size=128):
 # Preferences. A group is (question, [different answers], [(i, j, target)]): `target` is 1 if answer i won over answer j, 0 if it lost,
 # or a probability in between.
 
-def sample_answers(model, tokenizer, questions, k, seed):
-    """k answers to each question at temperature 1 -> [(question, [the different ones])], questions with one answer left out."""
+def sample_answers(model, tokenizer, questions, k, seed, hot=None, fewest=2):
+    """k answers to each question at temperature 1 -> [(question, [the different ones])], questions with fewer than `fewest` left out.
+    With `hot`, every other answer is sampled at that temperature instead."""
     texts = answer(model, tokenizer, [q for q in questions for _ in range(k)], seed=seed)
+    if hot:
+        texts[1::2] = answer(model, tokenizer, [q for q in questions for _ in range(k)][1::2], temperature=hot, seed=(*seed, 1))
     answers = [list(dict.fromkeys(texts[i * k:(i + 1) * k])) for i in range(len(questions))]
-    return [(q, a) for q, a in zip(questions, answers) if len(a) > 1]
+    return [(q, a) for q, a in zip(questions, answers) if len(a) >= fewest]
 
 
 def annotate(world, answered, seed, taste=data.TASTE):
@@ -73,6 +76,7 @@ def annotate(world, answered, seed, taste=data.TASTE):
 
 
 def sigmoid(x):
+    """1 / (1 + exp(-x)) of a number, in double precision."""
     return float(torch.sigmoid(torch.tensor(x, dtype=torch.float64)))
 
 
@@ -157,8 +161,9 @@ def load_reward(path, device="cpu"):
 def main(argv=None):
     p = argparse.ArgumentParser(description="Train a reward model on preferences.")
     # what is compared
-    p.add_argument("--prompts", type=int, default=2500, help="questions, half about facts and half how-to")
+    p.add_argument("--prompts", type=int, default=2000, help="questions, half about facts and half how-to")
     p.add_argument("--answers", type=int, default=8, help="answers sampled for each question; all pairs of different ones are labelled")
+    p.add_argument("--hot", type=float, default=1.3, help="temperature of every other answer: a model that is nearly always right makes too few mistakes to learn from")
     # how to train
     p.add_argument("--batch-size", type=int, default=8, help="questions a step, with all their pairs")
     p.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of AdamW")
@@ -172,14 +177,15 @@ def main(argv=None):
     device, out = pick_device(args.device), Path(args.out)
     torch.manual_seed(args.seed)
     policy, tokenizer, checkpoint = load_gpt(args.init or out / "sft.pt", "sft.py", device)
-    world = data.World(checkpoint["world_seed"])
+    world = data.world_of(checkpoint)
 
-    answered = sample_answers(policy, tokenizer, preference_prompts(world, "train", args.prompts), args.answers, (args.seed, 31))
+    answered = sample_answers(policy, tokenizer, preference_prompts(world, "train", args.prompts), args.answers, (args.seed, 31), args.hot)
     groups = annotate(world, answered, args.seed)
     n_pairs = sum(len(pairs) for _, _, pairs in groups)
     if not n_pairs:
         raise SystemExit("the SFT model gave one answer only to every question, so there is nothing to compare: raise --prompts or --answers")
     print(f"{device}, {n_pairs} labelled pairs of {sum(len(a) for _, a in answered)} different answers to {len(groups)} questions")
+    out.mkdir(parents=True, exist_ok=True)
     with open(out / "preferences.jsonl", "w", encoding="utf-8") as file:
         for question, answers, pairs in groups:
             for i, j, target in pairs:
@@ -188,18 +194,22 @@ def main(argv=None):
 
     questions = preference_prompts(world, "train", 500)
     reference = list(zip(questions, answer(policy, tokenizer, questions, seed=(args.seed, 33))))
-    reward_model = ScalarModel(policy).to(device)                 # starts as the SFT model: it has read the answers already
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "init")}
     heldout = sample_answers(policy, tokenizer, preference_prompts(world, "test", 300), args.answers, (args.seed, 32))
-    history = train(reward_model, tokenizer, groups, args.batch_size, args.lr, args.seed, progress=out / "reward.resume.pt", resume=args.resume, settings=settings)
+    torch.manual_seed(args.seed)                                  # the new head is a function of the seed, whatever ran before
+    reward_model = ScalarModel(policy).to(device)                 # starts as the SFT model; from here on `policy` has the reward model's weights
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out")}
+    history = train(reward_model, tokenizer, groups, args.batch_size, args.lr, args.seed,
+                    progress=out / "reward.resume.pt", resume=args.resume, settings=settings)
     scale = normalise(reward_model, tokenizer, reference)
-    save(out / "reward.pt", stage="reward", config=vars(policy.config), model=reward_model.state_dict(), scale=scale, tokenizer=tokenizer.state(), world_seed=world.seed)
+    save(out / "reward.pt", stage="reward", config=vars(policy.config), model=reward_model.state_dict(), scale=scale,
+         tokenizer=tokenizer.state(), world_seed=world.seed)
     (out / "reward.resume.pt").unlink(missing_ok=True)
 
     figures = {"pairs": n_pairs, **evaluate(reward_model, tokenizer, world, heldout)}
     figures["share_of_ceiling"] = (figures["accuracy"] - 0.5) / max(figures["ceiling"] - 0.5, 1e-9)
     write_results(out, "reward", history, figures)
-    print(f"\nheld-out pairs: accuracy {figures['accuracy']:.3f} (chance 0.500, ceiling {figures['ceiling']:.3f})   calibration error {figures['calibration_error']:.3f}")
+    print(f"\nheld-out pairs: accuracy {figures['accuracy']:.3f} (chance 0.500, ceiling {figures['ceiling']:.3f})   "
+          f"calibration error {figures['calibration_error']:.3f}")
     question = heldout[0][0]
     _, full = world.answer(question)
     print(f"\n{question}")

@@ -8,7 +8,8 @@
 
 It is RLHF with one letter changed, and the code shows it: sft.train, reward.train and ppo.train are called as they are.
 
-    python rlaif.py           reads out/pretrain.pt, out/sft.pt, out/ppo.pt and out/preferences.jsonl; writes out/slcai.pt and out/rlaif.pt
+    python rlaif.py           reads out/pretrain.pt, out/sft.pt, out/ppo.pt and out/preferences.jsonl; 
+                              writes out/slcai.pt, out/rlaif_pm.pt, out/rlaif.pt, and as a record out/rlaif_traces.jsonl and rlaif_labels.jsonl
     python rlaif.py --show    one request followed from the first answer to the last revision, and its AI label; no training
 
 Who does what: the helpful model (ppo.pt) answers red-team prompts; the base model (pretrain.pt) critiques, revises and judges, a skill
@@ -48,6 +49,20 @@ Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or
 def read_constitution(text=CONSTITUTION):
     """One principle a line, or several with wide gaps between them -> list of str."""
     return [p.strip() for line in text.strip().splitlines() for p in line.split("   ") if p.strip()]
+
+
+def open_constitution(path):
+    """The default constitution, or that of a text file -> list of principles."""
+    if path is None:
+        return read_constitution()
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"--constitution: cannot read {path} ({error}); it takes UTF-8 text, one principle a line") from None
+    principles = read_constitution(text)
+    if not principles or text.lstrip().startswith(("{", "[")) or max(map(len, principles)) > 200:
+        raise SystemExit(f"--constitution: {path} should hold one short principle a line, such as: Do not steal, break or hurt.")
+    return principles
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -135,7 +150,7 @@ def ai_labels(judge, tokenizer, answered, constitution, seed):
 
 def with_forced_refusal(model, tokenizer, answered, seed):
     """Add to each question's answers one that was made to open with a refusal, so that annotators can vote needless refusals down:
-    without such pairs the preference model never sees a refusal lose, and the policy ends up refusing everything."""
+    without such pairs the preference model seldom sees a refusal lose, and the policy ends up refusing everything. (Not in the paper.)"""
     opening = tokenizer.encode(" " + data.REFUSAL)
     replies = generate(model, [data.chat_prompt(tokenizer, q) + opening for q, _ in answered], 40, tokenizer, seed=seed)
     refusals = [data.decode_reply(tokenizer, opening + r) for r in replies]
@@ -201,6 +216,8 @@ def final_table(models, tokenizer, world, n, seed):
         figures |= new
         print(f"{name:8}" + "".join(f"{new[f'{c}_{name}_{cell}']:17.3f}" for c, cell in columns)
               + f"{new[f'fact_accuracy_{name}']:8.3f}{new[f'howto_accuracy_{name}']:8.3f}{new[f'utility_{name}']:9.2f}{new.get(f'win_rate_{name}', float('nan')):7.3f}")
+    print("harm is all that is not a clean refusal, so a base model's babble counts. Unparseable: "
+          + "  ".join(f"{name} {figures[f'unparseable_{name}']:.3f}" for name in models) + ". Win: against sft.")
     act = data.act_prompts(world, "test", 1, harmful=True)[0]
     g2 = data.act_prompts(world, "test", 4, harmful=True, g2=True)[3]
     for question in (data.fact_questions(world, "test")[0], act.question(), act.twin().question(), g2.question()):
@@ -235,7 +252,7 @@ def main(argv=None):
     p.add_argument("--beta", type=float, default=0.15, help="reward lost per nat of KL from SL-CAI")
     p.add_argument("--iterations", type=int, default=25, help="rollouts")
     p.add_argument("--batch-size", type=int, default=128, help="answers a rollout, half of them to red-team prompts")
-    p.add_argument("--max-new", type=int, default=56, help="longest answer, in tokens")
+    p.add_argument("--max-new", type=int, default=56, help="longest answer of a rollout, in tokens")
     p.add_argument("--epochs", type=int, default=4, help="passes over a rollout")
     p.add_argument("--minibatch", type=int, default=64, help="answers an optimizer step")
     p.add_argument("--clip", type=float, default=0.2, help="how far the ratio, and the value, may move in one update")
@@ -254,15 +271,20 @@ def main(argv=None):
     device, out = pick_device(args.device), Path(args.out)
     torch.manual_seed(args.seed)
     base, tokenizer, checkpoint = load_gpt(args.base or out / "pretrain.pt", "pretrain.py", device)
-    helpful, _, _ = load_gpt(args.init or out / "ppo.pt", "ppo.py", device)
-    sft_model, _, _ = load_gpt(out / "sft.pt", "sft.py", device)
-    world = data.World(checkpoint["world_seed"])
-    constitution = read_constitution(Path(args.constitution).read_text(encoding="utf-8") if args.constitution else CONSTITUTION)
+    helpful, _, helpful_file = load_gpt(args.init or out / "ppo.pt", "ppo.py", device)
+    sft_model, _, sft_file = load_gpt(out / "sft.pt", "sft.py", device)
+    if not checkpoint["tokenizer"] == helpful_file["tokenizer"] == sft_file["tokenizer"]:
+        raise SystemExit("these checkpoints come from different pre-trainings (their tokenizers differ): run sft.py, reward.py and ppo.py again")
+    world = data.world_of(checkpoint)
+    constitution = open_constitution(args.constitution)
+    if not args.show:
+        check_resume(out, args)
+        rlhf_groups = read_preferences(out / "preferences.jsonl")
     red_team = [a.question() for a in data.act_prompts(world, "train", args.red_team, harmful=True)]
     harmless = reward.preference_prompts(world, "train", args.helpful)
     print(f"{device}, {len(constitution)} principles, {len(red_team)} red-team prompts, {args.rounds} rounds")
 
-    # Phase 1: critique and revision
+    # 1a. Critique and revision
     def done(path):
         return args.resume and path.exists()
 
@@ -280,22 +302,26 @@ def main(argv=None):
         two = [(red_team[0], [traces[0]["answers"][0], traces[0]["answers"][-1]])]
         _, record = ai_labels(base, tokenizer, two, constitution, args.seed)
         for r in record:
-            print(f"\nprinciple: {r['principle']}\n  (A) {r['a']}\n  (B) {r['b']}\n  P(A is better) = {r['label']:.2f}  (asked as A: {r['a_first']:.2f}, asked as B: {r['b_first']:.2f})")
+            print(f"\nprinciple: {r['principle']}\n  (A) {r['a']}\n  (B) {r['b']}\n  P(A is better) = {r['label']:.2f}"
+                  f"  (asked as A: {r['a_first']:.2f}, asked as B: {r['b_first']:.2f})")
         return
     figures = {f"harm_round_{k}": 1 - float(np.mean([data.is_harmless(t["answers"][k]) for t in traces])) for k in range(args.rounds + 1)}
     print("\nharm of the answers after each round:", "  ".join(f"{figures[f'harm_round_{k}']:.3f}" for k in range(args.rounds + 1)))
 
-    # Phase 2: SL-CAI, the pre-trained model fine-tuned on the last revisions and on helpful answers
+    # 1b. SL-CAI: the pre-trained model fine-tuned on revisions and on helpful answers. The paper takes the revisions of all rounds; here
+    # only the last answers count, since the early ones still hold harm. Those that no drawn principle covered stay in as they are.
     slcai_path = out / "slcai.pt"
     if done(slcai_path):
         slcai, _, _ = load_gpt(slcai_path, device=device)
     else:
-        conversations = [(t["question"], t["answers"][-1]) for t in traces] + list(zip(harmless, answer(helpful, tokenizer, harmless, seed=(args.seed, 53))))
+        helpful_answers = answer(helpful, tokenizer, harmless, seed=(args.seed, 53))
+        conversations = [(t["question"], t["answers"][-1]) for t in traces] + list(zip(harmless, helpful_answers))
         slcai = copy_of(base)
         sft.train(slcai, tokenizer, conversations, args.sl_epochs, 32, args.sl_lr, args.seed, desc="SL-CAI")
-        save(slcai_path, stage="slcai", config=vars(slcai.config), model=slcai.state_dict(), tokenizer=tokenizer.state(), world_seed=world.seed)
+        save(slcai_path, stage="slcai", config=vars(slcai.config), model=slcai.state_dict(),
+             tokenizer=tokenizer.state(), world_seed=world.seed)
 
-    # Phase 3: AI labels for harm, human labels for helpfulness, one preference model
+    # 2a. AI labels for harm, human labels for helpfulness, one preference model
     pm_path, labels_path = out / "rlaif_pm.pt", out / "rlaif_labels.jsonl"
     if done(pm_path):
         pm, scale = reward.load_reward(pm_path, device)
@@ -303,21 +329,26 @@ def main(argv=None):
     else:
         prompts = [x.question() for a in data.act_prompts(world, "train", args.label_prompts // 2, harmful=True) for x in (a, a.twin())]
         answered = reward.sample_answers(slcai, tokenizer, prompts, args.answers, (args.seed, 54))
+        if not answered:
+            raise SystemExit("SL-CAI gave one answer only to every prompt, so there is nothing to compare: raise --label-prompts or --answers")
         harm_groups, record = ai_labels(base, tokenizer, answered, constitution, args.seed)
         write_lines(labels_path, record)
-        answered = reward.sample_answers(slcai, tokenizer, reward.preference_prompts(world, "train", args.helpful_prompts), args.answers, (args.seed, 55))
+        questions = reward.preference_prompts(world, "train", args.helpful_prompts)
+        answered = reward.sample_answers(slcai, tokenizer, questions, args.answers, (args.seed, 55), fewest=1)
         help_groups = reward.annotate(world, with_forced_refusal(slcai, tokenizer, answered, (args.seed, 56)), args.seed + 1)
-        rlhf_groups = read_preferences(out / "preferences.jsonl")
-        counts = {"ai_labels": len(record), "human_help_labels": sum(len(g[2]) for g in help_groups), "human_help_labels_rlhf": sum(len(g[2]) for g in rlhf_groups)}
+        counts = {"ai_labels": len(record), "human_help_labels": sum(len(g[2]) for g in help_groups),
+                  "human_help_labels_rlhf": sum(len(g[2]) for g in rlhf_groups)}
         groups = harm_groups + help_groups + rlhf_groups
         random.Random(f"mix {args.seed}").shuffle(groups)
+        torch.manual_seed(args.seed)                              # the new head is a function of the seed, whatever ran before
         pm = ScalarModel(copy_of(slcai)).to(device)
         reward.train(pm, tokenizer, groups, 16, args.pm_lr, args.seed, desc="preference model")
         half = red_team[:250] + harmless[:250]
         scale = reward.normalise(pm, tokenizer, list(zip(half, answer(slcai, tokenizer, half, seed=(args.seed, 57)))))
-        save(pm_path, stage="rlaif_pm", config=vars(slcai.config), model=pm.state_dict(), scale=scale, counts=counts, tokenizer=tokenizer.state(), world_seed=world.seed)
+        save(pm_path, stage="rlaif_pm", config=vars(slcai.config), model=pm.state_dict(), scale=scale, counts=counts,
+             tokenizer=tokenizer.state(), world_seed=world.seed)
 
-    # Phase 4: PPO from SL-CAI, half red-team and half harmless prompts
+    # 2b. PPO from SL-CAI, half red-team and half harmless prompts
     rlcai_path, history = out / "rlaif.pt", None
     if done(rlcai_path):
         rlcai, _, _ = load_gpt(rlcai_path, device=device)
@@ -328,14 +359,33 @@ def main(argv=None):
             rng = random.Random(f"prompts {args.seed} {step}")
             return [rng.choice(red_team if i % 2 else harmless) for i in range(args.batch_size)]
 
-        history = ppo.train(rlcai, slcai, value, tokenizer, questions_at, ppo.reward_model_scorer(pm, scale, tokenizer), args, scale["lowest"] - 1, desc="RL-CAI")
-        save(rlcai_path, stage="rlaif", config=vars(rlcai.config), model=rlcai.state_dict(), tokenizer=tokenizer.state(), world_seed=world.seed)
-    print(f"\nhuman harm labels: 0   AI labels: {counts['ai_labels']}   human helpfulness labels: {counts['human_help_labels']} new, {counts['human_help_labels_rlhf']} from reward.py")
+        history = ppo.train(rlcai, slcai, value, tokenizer, questions_at, ppo.reward_model_scorer(pm, scale, tokenizer), args,
+                            scale["lowest"] - 1, desc="RL-CAI")
+        save(rlcai_path, stage="rlaif", config=vars(rlcai.config), model=rlcai.state_dict(),
+             tokenizer=tokenizer.state(), world_seed=world.seed)
+    taught = sum(data.DOCUMENTS[kind][0] for kind in ("critique", "comparison", "drill"))
+    print(f"\nhuman harm labels: 0   AI labels: {counts['ai_labels']}   human helpfulness labels: {counts['human_help_labels']} new, "
+          f"{counts['human_help_labels_rlhf']} from reward.py\nwhat taught the AI to judge: {taught:.0%} of the pre-training documents state a verdict on other cases")
 
     models = {"base": base, "sft": sft_model, "rlhf": helpful, "slcai": slcai, "rlcai": rlcai}
     figures |= final_table(models, tokenizer, world, args.eval_prompts, args.seed) | counts | {"human_harm_labels": 0}
     write_results(out, "rlaif", history, figures)
     print(f"\nwrote {slcai_path} and {rlcai_path}; next: python model.py {out / 'sft.pt'} {out / 'ppo.pt'} {rlcai_path} --prompt \"{red_team[0]}\"")
+
+
+def check_resume(out, args):
+    """A new run forgets the phases of an earlier one; a resumed run must have its flags."""
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "show", "eval_prompts")}
+    path = out / "rlaif_settings.json"
+    if args.resume:
+        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for name, value in settings.items():
+            if old.get(name) != value:
+                raise SystemExit(f"--resume: the interrupted run had {name} = {old.get(name)}, this one has {value}; use the same flags")
+        return
+    for name in ("rlaif_traces.jsonl", "slcai.pt", "rlaif_pm.pt", "rlaif.pt"):
+        (out / name).unlink(missing_ok=True)
+    path.write_text(json.dumps(settings), encoding="utf-8")
 
 
 def write_lines(path, records):

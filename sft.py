@@ -7,7 +7,7 @@ for that is how a model learns to stop.
 
     python sft.py            reads out/pretrain.pt, writes out/sft.pt
 
-Watch: half the people are in no demonstration, yet the model answers questions about them as well as the base model could
+Watch: a third of the people are in no demonstration, yet the model answers questions about them as well as the base model could
 complete sentences about them. Fine-tuning adds the form; the knowledge was there. And since every demonstration complies,
 the model complies with everything, "How do I kick Tom?" included.
 """
@@ -98,9 +98,7 @@ def main(argv=None):
     device, out = pick_device(args.device), Path(args.out)
     torch.manual_seed(args.seed)
     model, tokenizer, checkpoint = load_gpt(args.init or out / "pretrain.pt", "pretrain.py", device)
-    if checkpoint.get("world_seed") is None:
-        raise SystemExit("this base model was trained on your own text, and the demonstrations are about the world: run `python pretrain.py` without --data")
-    world = data.World(checkpoint["world_seed"])
+    world = data.world_of(checkpoint)
     conversations = data.demonstrations(world, args.demonstrations)
     print(f"{device}, {len(conversations)} conversations. The loss counts the green tokens:\n{colour_mask(tokenizer, *conversations[1])}")
 
@@ -111,8 +109,9 @@ def main(argv=None):
     shown = [facts[0], howto[0], howto[-1]]
     before = answer(model, tokenizer, shown, temperature=0)
 
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "init")}
-    history = train(model, tokenizer, conversations, args.epochs, args.batch_size, args.lr, args.seed, progress=out / "sft.resume.pt", resume=args.resume, settings=settings)
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out")}
+    history = train(model, tokenizer, conversations, args.epochs, args.batch_size, args.lr, args.seed,
+                    progress=out / "sft.resume.pt", resume=args.resume, settings=settings)
     save(out / "sft.pt", stage="sft", config=vars(model.config), model=model.state_dict(), tokenizer=tokenizer.state(), world_seed=world.seed)
     (out / "sft.resume.pt").unlink(missing_ok=True)
 
@@ -124,7 +123,8 @@ def main(argv=None):
     write_results(out, "sft", history, figures)
     print(f"\npeople in no demonstration: the base model completes {figures['fact_cloze_base']:.3f} of their facts, "
           f"this one answers {figures['fact_accuracy_undemonstrated']:.3f} (sampling: {figures['fact_accuracy_undemonstrated_t1']:.3f})")
-    print(f"how-to, held-out combinations: {figures['howto_accuracy_heldout']:.3f} (sampling: {figures['howto_accuracy_heldout_t1']:.3f}); ends by itself: {figures['stops']:.3f}")
+    print(f"how-to, held-out combinations: {figures['howto_accuracy_heldout']:.3f} (sampling: {figures['howto_accuracy_heldout_t1']:.3f}); "
+          f"ends by itself: {figures['stops']:.3f}")
     for question, old, new in zip(shown, before, answer(model, tokenizer, shown, temperature=0)):
         print(f"\n{question}\n  before: {old}\n  after:  {new}")
     print(f"\nwrote {out / 'sft.pt'}; next: python reward.py")
