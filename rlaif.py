@@ -278,8 +278,8 @@ def main(argv=None):
     world = data.world_of(checkpoint)
     constitution = open_constitution(args.constitution)
     if not args.show:
+        rlhf_groups = read_preferences(out / "preferences.jsonl")         # all inputs are there before an earlier run's files are cleared
         check_resume(out, args)
-        rlhf_groups = read_preferences(out / "preferences.jsonl")
     red_team = [a.question() for a in data.act_prompts(world, "train", args.red_team, harmful=True)]
     harmless = reward.preference_prompts(world, "train", args.helpful)
     print(f"{device}, {len(constitution)} principles, {len(red_team)} red-team prompts, {args.rounds} rounds")
