@@ -13,10 +13,13 @@ template, batches, files.
 """
 import argparse
 import gzip
+import hashlib
 import heapq
+import io
 import itertools
 import json
 import math
+import os
 import random
 import re
 import zlib
@@ -26,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 import torch
+from tqdm import tqdm
 
 # ------------------------------------------------------------------------------------------------------------------
 # 1. The world in tables. To add a person or a rule wording, add a word or a line here; a verb comes with its benign twin.
@@ -672,6 +676,10 @@ class Tokenizer:
         """Ids -> text; special tokens show as their names."""
         return self.encoding.decode(list(ids))
 
+    def bytes_per_token(self):
+        """How many bytes of text each id stands for, 0 for the special ones: int array (V,)."""
+        return np.array([len(self.encoding.decode_single_token_bytes(i)) if i < self.eot else 0 for i in range(self.n_vocab)])
+
     def state(self):
         """What a checkpoint keeps of the tokenizer: `Tokenizer.load(state)` gives it back."""
         return self.vocab if self.vocab == "gpt2" else [token.hex() for token in self.vocab]
@@ -741,9 +749,9 @@ def row_batch(rows, batch_size, seed, step):
 
 
 def window_batch(ids, length, batch_size, seed, step):
-    """Random windows of one long text: ids (N,) -> (batch_size, length + 1)."""
+    """Random windows of one long text, which may lie on disk: ids (N,) of any type of integer -> (batch_size, length + 1) of int64."""
     starts = np.random.default_rng([seed, step]).integers(0, len(ids) - length, batch_size)
-    return torch.from_numpy(np.stack([ids[s:s + length + 1] for s in starts]))
+    return torch.from_numpy(np.stack([ids[s:s + length + 1] for s in starts]).astype(np.int64))
 
 
 def chat_prompt(tokenizer, question):
@@ -783,28 +791,85 @@ def length_batches(lengths, batch_size, *key):
 # ------------------------------------------------------------------------------------------------------------------
 # 8. Files. Further formats go here.
 
-def read_documents(path):
-    """Text for pre-training -> list of str: a .txt file is one document; .jsonl has lines of {"text": ...}. Gzip or not."""
+def read_text(path):
+    """Text for pre-training, read bit by bit, so that a file may be larger than the memory -> (text, bytes of the file read so far).
+
+    A .jsonl file with lines of {"text": ...} comes document by document, a .txt file in pieces of some 65,000 letters. Gzip or not. A piece ends
+    before white space that follows a word: every pattern that splits text into words splits there, so pieces encode like the whole.
+    """
     path = Path(path)
     if not path.is_file() or ".json" in path.suffixes:
         raise SystemExit(f"{path} {'cannot be read' if path.exists() else 'not found'}: --data takes a .txt file, or a .jsonl file with lines of {{\"text\": ...}}")
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+    with open(path, "rb") as raw:
+        file = io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw, encoding="utf-8-sig")
         try:
-            if ".jsonl" not in path.suffixes:
-                return [file.read()]
-            documents = []
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        documents.append(json.loads(line)["text"] + "")          # text, or a TypeError
-                    except (ValueError, KeyError, TypeError):
-                        raise SystemExit(f"{path}, line {number}: expected {{\"text\": ...}}, found {line.strip()[:80]!r}") from None
-            return documents
+            if ".jsonl" in path.suffixes:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        try:
+                            text = json.loads(line)["text"] + ""                     # text, or a TypeError
+                        except (ValueError, KeyError, TypeError):
+                            raise SystemExit(f"{path}, line {number}: expected {{\"text\": ...}}, found {line.strip()[:80]!r}") from None
+                        yield text, raw.tell()
+                return
+            rest = ""
+            while new := file.read(2 ** 16):
+                rest += new
+                whole = re.match(r"(?s).*\S(?=[ \n])", rest)
+                piece = whole[0] if whole else rest              # no such place in so long a text: any will do
+                yield piece, raw.tell()
+                rest = rest[len(piece):]
+            yield rest, raw.tell()
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise SystemExit(f"{path} is not a whole gzip file ({error}): fetch it again, or drop .gz from its name") from None
         except UnicodeDecodeError as error:
-            raise SystemExit(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it first") from None
+            at = file.buffer.tell() - len(error.object) + error.start
+            raise SystemExit(f"{path} is not UTF-8 text ({error.reason} at byte {at}): convert it first") from None
 
+
+def text_sample(path, letters=20_000_000):
+    """The first nine tenths of a text's first `letters` letters: what a tokenizer may learn from, since the last tenth is for validation."""
+    pieces, end = [], "\n\n" if ".jsonl" in Path(path).suffixes else ""
+    for text, _ in read_text(path):
+        pieces.append(text + end)
+        letters -= len(pieces[-1])
+        if letters < 0:
+            break
+    sample = "".join(pieces)
+    return sample[:len(sample) * 9 // 10]
+
+
+def tokenize_file(path, tokenizer, folder):
+    """A text of any size -> its ids (N,), a read-only array on disk of uint16 or, for a large vocabulary, uint32. End-of-text follows each
+    document of a .jsonl file.
+
+    Written once, 64 pieces or documents at a time, to FOLDER/NAME.bin. The .json beside it comes last and names text, tokenizer and length: what
+    was changed or interrupted in between does not match it, and is written anew.
+    """
+    path, target = Path(path), Path(folder, Path(path).name + ".bin")
+    header, temporary, stat = Path(f"{target}.json"), Path(f"{target}.tmp"), path.stat()
+    dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 2 ** 16 else np.uint32)
+    ending = [tokenizer.eot] if ".jsonl" in path.suffixes else []
+
+    def described():                                              # what the header says if the array belongs to this text and tokenizer
+        state = hashlib.sha256(json.dumps(tokenizer.state()).encode()).hexdigest()
+        return json.dumps({"text": str(path.resolve()), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns, "tokenizer_sha256": state,
+                           "type": dtype.name, "tokens": target.stat().st_size // dtype.itemsize}, indent=1)
+
+    if not (target.exists() and header.exists() and header.read_text(encoding="utf-8") == described()):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        header.unlink(missing_ok=True)
+        with open(temporary, "wb") as file, tqdm(total=stat.st_size, unit="B", unit_scale=True, desc=f"tokenize {path.name}") as bar:
+            texts = read_text(path)
+            while batch := list(itertools.islice(texts, 64)):    # encoded by several threads
+                for ids in tokenizer.encoding.encode_ordinary_batch([text for text, _ in batch]):
+                    file.write(np.array(ids + ending, dtype).tobytes())
+                bar.update(batch[-1][1] - bar.n)
+        os.replace(temporary, target)
+        header.write_text(described(), encoding="utf-8")
+    if not target.stat().st_size:
+        raise SystemExit(f"{path} holds no text")
+    return np.memmap(target, dtype, mode="r")
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Print a sample of the world.")

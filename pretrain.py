@@ -10,6 +10,7 @@ what the model has not learnt yet. Asked a question, the model goes on with more
 where Ann lives (the cloze shows it), but has no idea that a question is there to be answered.
 """
 import argparse
+import math
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -146,13 +147,19 @@ def mean_loss(losses, rows, tokenizer):
     return (losses.sum() / (rows[:, 1:] != tokenizer.pad).sum()).item()
 
 
+def validation_windows(ids, context, at_most=500):
+    """A long text (N,) -> windows of context + 1 tokens, end to end, or `at_most` of them at equal distances: (windows, context + 1)."""
+    starts = range(0, len(ids) - context, context)
+    starts = starts[::math.ceil(len(starts) / at_most)]
+    return torch.from_numpy(np.stack([ids[i:i + context + 1] for i in starts]).astype(np.int64))
+
+
 @torch.no_grad()
-def text_loss(model, ids, n_bytes, context):
-    """Loss over a long text, in windows of `context` tokens: in nats a token, and in nats a byte, which compares across tokenizers."""
-    windows = torch.from_numpy(np.stack([ids[i:i + context + 1] for i in range(0, len(ids) - context, context)])).to(model.tokens.weight.device)
-    losses = [next_token_loss(model(w[:, :-1]), w[:, 1:]).item() * len(w) for w in windows.split(16)]
+def text_loss(model, windows, bytes_per_token):
+    """Loss over windows (N, T+1) of a text: in nats a token, and in nats a byte, which compares across tokenizers. bytes_per_token (V,)."""
+    losses = [next_token_loss(model(w[:, :-1]), w[:, 1:]).item() * len(w) for w in windows.to(model.tokens.weight.device).split(16)]
     nats = sum(losses) / len(windows)
-    return {"val_loss_nats_per_token": nats, "val_loss_nats_per_byte": nats * len(ids) / n_bytes}
+    return {"val_loss_nats_per_token": nats, "val_loss_nats_per_byte": nats / float(bytes_per_token[windows[:, 1:].numpy()].mean())}
 
 
 def validation_set(world, tokenizer, n, context):
@@ -249,20 +256,21 @@ def main(argv=None):
             losses, _ = token_losses(model, quick, tokenizer)
             return {"val_loss_nats": mean_loss(losses, quick, tokenizer), "floor_nats": valid["floors"]["all"]}
     else:
-        text = "\n\n".join(data.read_documents(args.data))
-        train_text, val_text = text[:len(text) * 9 // 10], text[len(text) * 9 // 10:]
-        tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, [train_text], args.vocab_size)
-        train_ids, val_ids = (np.array(tokenizer.encode(t), dtype=np.int64) for t in (train_text, val_text))
-        if min(len(train_ids), len(val_ids)) <= args.context:
+        tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, [data.text_sample(args.data)], args.vocab_size)
+        ids = data.tokenize_file(args.data, tokenizer, out)
+        train_ids, val_ids = ids[:len(ids) * 9 // 10], ids[len(ids) * 9 // 10:]
+        if len(val_ids) <= args.context:
             raise SystemExit(f"{args.data} is too short: its last tenth has {len(val_ids)} tokens and the context is {args.context}; "
                              "give more text or lower --context")
+        val_windows, bytes_per_token = validation_windows(val_ids, args.context), tokenizer.bytes_per_token()
+        print(f"{len(train_ids)} tokens to train on; validation on {len(val_windows) * args.context} of the {len(val_ids)} in the last tenth")
 
         def batch_at(step):
             windows = data.window_batch(train_ids, args.context, args.batch_size, args.seed, step)
             return windows[:, :-1], windows[:, 1:], None
 
         def evaluate():
-            return text_loss(model, val_ids, len(val_text.encode("utf-8")), args.context)
+            return text_loss(model, val_windows, bytes_per_token)
 
     model = model or GPT(GPTConfig(tokenizer.n_vocab, args.context, args.layers, args.heads, args.channels)).to(device)
     parameters = sum(p.numel() for p in model.parameters())

@@ -134,9 +134,17 @@ def test_kinds_and_forced_flags_line_up_with_the_tokens():
 
 def test_loss_of_a_text_in_nats_a_byte():
     """Losses of different tokenizers compared in nats a token: the one with longer tokens always loses."""
-    model, ids = tiny_gpt().eval(), np.arange(200) % 256
-    losses = pretrain.text_loss(model, ids, 400, 40)
-    windows = torch.from_numpy(np.stack([ids[i:i + 41] for i in range(0, 160, 40)]))
+    model, ids = tiny_gpt().eval(), np.arange(200, dtype=np.uint16) % 256
+    windows = pretrain.validation_windows(ids, 40)
+    assert windows.tolist() == [list(range(i, i + 41)) for i in range(0, 160, 40)]
+    losses = pretrain.text_loss(model, windows, np.full(TOKENIZER.n_vocab, 2))
     per_token = -m.token_logprobs(model, windows).mean().item()
     assert losses["val_loss_nats_per_token"] == pytest.approx(per_token, rel=1e-4)
     assert losses["val_loss_nats_per_byte"] == pytest.approx(per_token / 2, rel=1e-4)
+
+
+def test_validation_of_a_big_text_is_bounded_and_spread():
+    """An evaluation that takes longer than the training, or one that reads the first chapter only."""
+    windows = pretrain.validation_windows(np.arange(100_000), 10, at_most=30)
+    assert windows.shape == (30, 11) and (windows.diff() == 1).all()
+    assert (windows[1:, 0] - windows[:-1, 0]).unique().tolist() == [3340] and windows[-1, 0] > 96_000
