@@ -2,8 +2,9 @@
 
     loss = - mean over t of  log p(token[t+1] | token[0..t])          # the chain rule; Shannon 1948, Radford et al. 2019
 
-    python pretrain.py                      the small world; writes out/pretrain.pt
-    python pretrain.py --data FILE.txt      your own text
+    python pretrain.py                              the small world; writes out/pretrain.pt
+    python pretrain.py --data FILE.txt              your own text, of any size
+    torchrun --nproc-per-node 8 pretrain.py ...     on eight GPUs
 
 Watch: the loss falls towards the "floor", the entropy of the generator, which no model can cross: what is left above it is
 what the model has not learnt yet. Asked a question, the model goes on with more questions. It is an autocomplete: it knows
@@ -21,7 +22,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import GPT, GPTConfig, generate, load_gpt, load_progress, pick_device, save, save_progress, write_results
+from model import (GPT, GPTConfig, autocast, finish_training, from_rank_0, generate, load_gpt, load_progress, mean_over_processes, parallel, processes, rank,
+                   save, save_progress, start_training, write_results)
 
 
 IGNORE = -1                                                       # as a target: this position (padding) does not count
@@ -86,7 +88,7 @@ def make_optimizers(model, lr, muon_lr):
     """Muon for the matrices inside the blocks, AdamW for embeddings, norms and biases; AdamW for all if muon_lr is 0."""
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2] if muon_lr else []
     rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=rest[0].is_cuda or None)
     return [adamw, Muon(matrices, lr=muon_lr)] if matrices else [adamw]
 
 
@@ -95,34 +97,54 @@ def lr_factor(step, steps, warmup, decay):
     return min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, decay * steps))
 
 
+def backward(network, batch, device, grad_accum=1):
+    """Leave in `.grad` the gradient of the mean loss over a batch's targets, and return that loss. `batch`: (inputs, targets, segments or None), each (B, T).
+
+    All processes are given the same batch. It is cut into micro-batches, `grad_accum` for each process, so that less memory is needed at a time. Rows
+    have more or less padding, so a micro-batch's mean counts by its share of the targets: the gradient is the same, however the batch is cut.
+    """
+    parts, targets, total = grad_accum * processes(), (batch[1] != IGNORE).sum().item(), 0.0
+    for i in range(rank(), parts, processes()):
+        x, y, segments = (t[i::parts] if t is not None else None for t in batch)
+        weight = (y != IGNORE).sum().item() / targets * processes()          # parallel() takes the mean over processes, and the sum is meant
+        x, y, segments = (t.to(device) if t is not None else None for t in (x, y, segments))
+        network.require_backward_grad_sync = i + processes() >= parts        # DistributedDataParallel: average once, with the last micro-batch
+        with autocast(device):
+            loss = next_token_loss(network(x, segments), y) * weight
+        loss.backward()
+        total += loss.detach()
+    return mean_over_processes(total)
+
+
 def train(model, batch_at, steps, args, evaluate, progress):
     """`batch_at(step)` -> (inputs, targets, segments). `evaluate()` -> dict of figures. Returns (history, tokens per second)."""
     device = model.tokens.weight.device
     optimizers = make_optimizers(model, args.lr, args.muon_lr)
     parts = {"model": model, **{f"optimizer{i}": o for i, o in enumerate(optimizers)}}
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "compile", "grad_accum")}
     start, history = load_progress(progress, settings, **parts) if args.resume else (0, [])
-    if args.resume and len(history[-1]) == 3:                     # interrupted during an evaluation
+    if args.resume and len(history[-1]) == 3 and rank() == 0:     # interrupted during an evaluation
         history[-1] |= evaluate()
+    network = parallel(torch.compile(model) if args.compile else model)
     bar, trained, seconds = tqdm(range(start, steps), initial=start, total=steps, unit="step", desc="pretrain"), 0, 0.0
     for step in bar:
         began = time.perf_counter()
         for optimizer, peak in zip(optimizers, (args.lr, args.muon_lr)):
             optimizer.param_groups[0]["lr"] = peak * lr_factor(step, steps, args.warmup, args.decay)
-        inputs, targets, segments = (x.to(device) if x is not None else None for x in batch_at(step))
-        loss = next_token_loss(model(inputs, segments), targets)
-        loss.backward()
+        batch = batch_at(step)
+        loss = backward(network, batch, device, args.grad_accum)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)   # one odd batch must not throw the weights far
         for optimizer in optimizers:
-            optimizer.step()
+            optimizer.step()                                      # every process takes the same step, Muon's included
             optimizer.zero_grad()
-        trained, seconds = trained + inputs.numel(), seconds + time.perf_counter() - began
+        loss = loss.item()                                        # waits for the device, or the clock would measure how fast work is handed to it
+        trained, seconds = trained + batch[0].numel(), seconds + time.perf_counter() - began
         if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}", tokens_per_s=f"{trained / seconds:.0f}")
+            bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{trained / seconds:.0f}")
         if (step + 1) % args.eval_every == 0 or step + 1 == steps:
-            history.append({"step": step + 1, "tokens": (step + 1) * inputs.numel(), "train_loss_nats": loss.item()})
+            history.append({"step": step + 1, "tokens": (step + 1) * batch[0].numel(), "train_loss_nats": loss})
             save_progress(progress, step + 1, settings, history, **parts)     # before the evaluation: nothing is lost if that fails
-            history[-1] |= evaluate()
+            history[-1] |= evaluate() if rank() == 0 else {}
             tqdm.write("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in history[-1].items()))
     return history, trained / max(seconds, 1e-9)
 
@@ -218,7 +240,9 @@ def main(argv=None):
     p.add_argument("--context", type=int, default=192, help="longest sequence, in tokens")
     # how to train
     p.add_argument("--steps", type=int, default=2000, help="optimizer steps")
-    p.add_argument("--batch-size", type=int, default=8, help="rows of `context` tokens a step")
+    p.add_argument("--batch-size", type=int, default=8, help="rows of `context` tokens a step, on all GPUs together")
+    p.add_argument("--grad-accum", type=int, default=1, help="micro-batches that each GPU cuts its rows into, to need less memory; the result is the same")
+    p.add_argument("--compile", action="store_true", help="torch.compile: minutes of waiting, then faster steps on a GPU")
     p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of AdamW")
     p.add_argument("--muon-lr", type=float, default=0.005, help="peak learning rate of Muon; 0: AdamW for everything")
     p.add_argument("--warmup", type=int, default=50, help="steps of linear warm-up")
@@ -231,8 +255,11 @@ def main(argv=None):
     p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     p.add_argument("--eval-every", type=int, default=400, help="steps between evaluations, and between savings for --resume")
     args = p.parse_args(argv)
-    device, out = pick_device(args.device), Path(args.out)
+    device, out = start_training(args.device), Path(args.out)
     torch.manual_seed(args.seed)
+    if args.batch_size % (args.grad_accum * processes()):
+        raise SystemExit(f"--batch-size {args.batch_size} cannot be cut into {args.grad_accum * processes()} equal micro-batches "
+                         f"(--grad-accum times processes): choose a multiple")
 
     model, tokenizer = load_gpt(args.init, device=device)[:2] if args.init else (None, None)
     if model:
@@ -257,6 +284,7 @@ def main(argv=None):
             return {"val_loss_nats": mean_loss(losses, quick, tokenizer), "floor_nats": valid["floors"]["all"]}
     else:
         tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, [data.text_sample(args.data)], args.vocab_size)
+        from_rank_0(lambda: len(data.tokenize_file(args.data, tokenizer, out)))      # one writes, all read
         ids = data.tokenize_file(args.data, tokenizer, out)
         train_ids, val_ids = ids[:len(ids) * 9 // 10], ids[len(ids) * 9 // 10:]
         if len(val_ids) <= args.context:
@@ -278,6 +306,8 @@ def main(argv=None):
           f"{args.data or f'world {args.world_seed}'}, {args.steps} steps of {args.batch_size * args.context} tokens")
     before = show(model, world, tokenizer)
     history, speed = train(model, batch_at, args.steps, args, evaluate, out / "pretrain.resume.pt")
+    if not finish_training():
+        return
     model.eval()
     save(out / "pretrain.pt", stage="pretrain", config=vars(model.config), model=model.state_dict(), tokenizer=tokenizer.state(),
          world_seed=args.world_seed if world else None)

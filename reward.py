@@ -14,6 +14,7 @@ Watch: accuracy leaves 0.50 and climbs towards the annotator's own consistency (
 import argparse
 import itertools
 import json
+import os
 import random
 from pathlib import Path
 
@@ -23,7 +24,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import GPT, GPTConfig, ScalarModel, answer, load, load_gpt, load_progress, pick_device, save, save_progress, write_results
+from model import (GPT, GPTConfig, ScalarModel, answer, autocast, finish_training, from_rank_0, load, load_gpt, load_progress, mean_over_processes, my_share,
+                   parallel, rank, save, save_progress, start_training, write_results)
 
 
 def preference_loss(r_first, r_second, target):                  # (N,), (N,), (N,) -> scalar
@@ -39,7 +41,7 @@ def last_token_score(scalars, segments):                         # (B, T), (B, T
 
 def score(reward_model, tokenizer, sequences):
     """Raw scores (N,) of sequences (lists of ids, prompt and answer with its end-of-text), with gradients."""
-    tokens = data.pad_rows(sequences, tokenizer.pad).to(reward_model.scalar.weight.device)
+    tokens = data.pad_rows(sequences, tokenizer.pad).to(next(reward_model.parameters()).device)
     segments = (tokens != tokenizer.pad).long()
     return last_token_score(reward_model(tokens, segments), segments)
 
@@ -94,30 +96,34 @@ def train(reward_model, tokenizer, groups, batch_size, lr, seed, desc="reward", 
     """One epoch over the groups, in place; all pairs of a question share a batch, so that each answer is read once (Ouyang et al. 2022)."""
     per_batch = [groups[i:i + batch_size] for i in range(0, len(groups), batch_size)]
     order = np.random.default_rng([seed, 3]).permutation(len(per_batch))
-    optimizer = torch.optim.AdamW(reward_model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    device = reward_model.scalar.weight.device
+    optimizer = torch.optim.AdamW(reward_model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=device.type == "cuda" or None)
     start, history = load_progress(progress, settings, model=reward_model, optimizer=optimizer) if resume else (0, [])
-    reward_model.train()
+    network = parallel(reward_model.train())
     bar = tqdm(range(start, len(order)), initial=start, total=len(order), unit="step", desc=desc)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 10) * (1 - step / len(order))
+        mine, weight = my_share(per_batch[order[step]], lambda group: len(group[2]))       # all of it and 1, unless torchrun started several processes
         sequences, first, second, targets = [], [], [], []
-        for question, answers, pairs in per_batch[order[step]]:
+        for question, answers, pairs in mine:
             first += [len(sequences) + i for i, _, _ in pairs]
             second += [len(sequences) + j for _, j, _ in pairs]
             targets += [target for _, _, target in pairs]
             sequences += [data.chat_example(tokenizer, question, a)[0] for a in answers]
-        r = score(reward_model, tokenizer, sequences)             # (answers,)
-        target = torch.tensor(targets, device=r.device)
-        loss = preference_loss(r[first], r[second], target)
+        target = torch.tensor(targets, device=device)
+        with autocast(device):
+            r = score(network, tokenizer, sequences).float()      # (answers,)
+            loss = preference_loss(r[first], r[second], target) * weight
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(reward_model.parameters(), 1.0)
         optimizer.step()
         if step % 10 == 9 or step + 1 == len(order):
-            agree = ((r[first] > r[second]) == (target > 0.5)).float().mean().item()
-            bar.set_postfix(loss=f"{loss.item():.3f}", agree=f"{agree:.2f}")
-            history.append({"step": step + 1, "train_loss_nats": loss.item(), "train_agreement": agree})
+            agree = ((r[first] > r[second]) == (target > 0.5)).float().mean() * weight
+            loss, agree = mean_over_processes(loss).item(), mean_over_processes(agree).item()
+            bar.set_postfix(loss=f"{loss:.3f}", agree=f"{agree:.2f}")
+            history.append({"step": step + 1, "train_loss_nats": loss, "train_agreement": agree})
             if progress and step + 1 < len(order):
                 save_progress(progress, step + 1, settings, history, model=reward_model, optimizer=optimizer)
     reward_model.eval()
@@ -165,7 +171,7 @@ def main(argv=None):
     p.add_argument("--answers", type=int, default=8, help="answers sampled for each question; all pairs of different ones are labelled")
     p.add_argument("--hot", type=float, default=1.3, help="temperature of every other answer: a model that is nearly always right makes too few mistakes to learn from")
     # how to train
-    p.add_argument("--batch-size", type=int, default=8, help="questions a step, with all their pairs")
+    p.add_argument("--batch-size", type=int, default=8, help="questions a step, with all their pairs, on all GPUs together")
     p.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of AdamW")
     # where things go
     p.add_argument("--init", help="the model that answers and that the reward model starts from; default: OUT/sft.pt")
@@ -174,19 +180,19 @@ def main(argv=None):
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     args = p.parse_args(argv)
-    device, out = pick_device(args.device), Path(args.out)
+    device, out = start_training(args.device), Path(args.out)
     torch.manual_seed(args.seed)
     policy, tokenizer, checkpoint = load_gpt(args.init or out / "sft.pt", "sft.py", device)
     world = data.world_of(checkpoint)
 
-    answered = sample_answers(policy, tokenizer, preference_prompts(world, "train", args.prompts), args.answers, (args.seed, 31), args.hot)
+    answered = from_rank_0(lambda: sample_answers(policy, tokenizer, preference_prompts(world, "train", args.prompts), args.answers, (args.seed, 31), args.hot))
     groups = annotate(world, answered, args.seed)
     n_pairs = sum(len(pairs) for _, _, pairs in groups)
     if not n_pairs:
         raise SystemExit("the SFT model gave one answer only to every question, so there is nothing to compare: raise --prompts or --answers")
     print(f"{device}, {n_pairs} labelled pairs of {sum(len(a) for _, a in answered)} different answers to {len(groups)} questions")
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / "preferences.jsonl", "w", encoding="utf-8") as file:
+    with open(os.devnull if rank() else out / "preferences.jsonl", "w", encoding="utf-8") as file:
         for question, answers, pairs in groups:
             for i, j, target in pairs:
                 chosen, rejected = (i, j) if target else (j, i)
@@ -200,6 +206,8 @@ def main(argv=None):
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out")}
     history = train(reward_model, tokenizer, groups, args.batch_size, args.lr, args.seed,
                     progress=out / "reward.resume.pt", resume=args.resume, settings=settings)
+    if not finish_training():
+        return
     scale = normalise(reward_model, tokenizer, reference)
     save(out / "reward.pt", stage="reward", config=vars(policy.config), model=reward_model.state_dict(), scale=scale,
          tokenizer=tokenizer.state(), world_seed=world.seed)

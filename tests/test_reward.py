@@ -151,3 +151,15 @@ def test_prompts_of_training_and_of_evaluation_are_different():
     for questions in (train, test):
         acts = [world.parse_question(q) for q in questions]
         assert all(isinstance(a, data.Act) and not a.verb.harmful for a in acts[::2]) and all(isinstance(a, tuple) for a in acts[1::2])
+
+
+def test_bfloat16_ends_before_scores_are_compared(monkeypatch):
+    """Margins in bfloat16, which has two and a half digits: close scores are all the same to it."""
+    compared, preference_loss = [], reward.preference_loss
+    monkeypatch.setattr(reward, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
+    monkeypatch.setattr(reward, "preference_loss", lambda *args: compared.append(args[0].dtype) or preference_loss(*args))
+    model = tiny_reward_model()
+    groups = [("Who?", ["Ann.", "Tom, I think."], [(0, 1, 1.0)])] * 40
+    history = reward.train(model, TOKENIZER, groups, 2, 3e-3, 0)
+    assert history[-1]["train_loss_nats"] < 0.5 * history[0]["train_loss_nats"] and set(compared) == {torch.float32}
+    assert all(p.dtype == torch.float32 for p in model.parameters())
