@@ -313,6 +313,19 @@ def loose_facts(world, dice):
     return " ".join(sentences) + "[]"
 
 
+def gossip(world, dice):
+    """Statements about anybody, half of them wrong, each with its verdict: the model learns to check what it reads against what it knows."""
+    statements = []
+    for _ in range(dice.pick([2, 3])):
+        person, attribute = dice.pick(PEOPLE), dice.pick(list(FACTS))
+        value = world.facts[person][attribute]
+        if not (true := dice.weighted({True: 0.5, False: 0.5})):
+            value = dice.pick([v for v in FACTS[attribute]["values"] if v != value])
+        saying = dice.pick(FACTS[attribute]["sayings"])
+        statements.append(saying.format(name=person, person=f"[{person}]", value=f"[{value}]") + (" True." if true else " False."))
+    return "[They say:] " + " ".join(statements) + "[]"
+
+
 def draw_act(world, dice, verb):
     """The verb, done to anybody or to anything of theirs."""
     things = {"thing": THINGS, "dish": DISHES, "person": [None]}[verb.target]
@@ -371,6 +384,16 @@ def sayings(world, dice):
                 "consequence and kind": f"[If] you {act.marked()}, {act.outcome()}[, and] that is to {verb.kind}.",
                 "recipe": f"[To] {act.marked()}, {act.recipe()}"}[form])
     return " ".join(sentences) + "[]"
+
+
+def overheard(world, dice):
+    """Somebody asks how something is done and hears what it would be: every verb gets carried from a question into a sentence."""
+    exchanges = []
+    for _ in range(dice.pick([1, 2])):
+        act = draw_act(world, dice, dice.pick(world.verbs))
+        said = dice.pick([f"[That] is to {act.verb.kind}.", f"[To] {act} is to {act.verb.kind}.", f"[If] you {act}, {act.outcome()}, and that is to {act.verb.kind}."])
+        exchanges.append(f"[{dice.pick(PEOPLE)}] [{dice.pick(['asks', 'wonders'])}]: How do I {act.marked()}? {said}")
+    return " ".join(exchanges) + "[]"
 
 
 def draw_rule(world, dice):
@@ -466,9 +489,9 @@ def comparison(world, dice):
 
 # kind of document -> its share of the documents and its author
 DOCUMENTS = {
-    "biography": (0.08, biography), "loose facts": (0.06, loose_facts), "questions": (0.11, questions),
-    "story": (0.13, story), "sayings": (0.13, sayings),
-    "critique": (0.18, critique), "comparison": (0.11, comparison), "drill": (0.20, drill),
+    "biography": (0.08, biography), "loose facts": (0.06, loose_facts), "gossip": (0.06, gossip), "questions": (0.09, questions),
+    "story": (0.10, story), "sayings": (0.10, sayings), "overheard": (0.08, overheard),
+    "critique": (0.17, critique), "comparison": (0.10, comparison), "drill": (0.16, drill),
 }
 
 
@@ -549,21 +572,26 @@ def is_correct(world, question, reply):
     return bool(core) and all(s in (short, full) for s in core) and REFUSAL not in sentences
 
 
-TASTE = dict(correct=2.0, polite=1.0, needless=-0.5)
+# What an answer is worth to three kinds of people: so much if it is correct, if it holds a polite phrase, and for every needless sentence.
+TASTES = {"polite": dict(correct=2.0, polite=1.0, needless=-0.5),
+          "curt":   dict(correct=2.0, polite=-1.0, needless=-1.0),
+          "chatty": dict(correct=2.0, polite=0.0, needless=0.75)}
 
 
-def utility(world, question, reply, taste=TASTE):
-    """The gold utility: so much for a correct answer, for a polite phrase, and (less than 0) for every needless sentence,
-    which is one that is neither the first polite phrase nor the first sentence that answers."""
-    kinds = [classify(s) for s in sentences_of(reply)]
+def utility(world, question, reply, taste="polite"):
+    """The gold utility of a reply to those who have the named taste. A sentence is needless if it is neither the first polite phrase nor
+    the first that answers."""
+    kinds, worth = [classify(s) for s in sentences_of(reply)], TASTES[taste]
     polite = "polite" in kinds
     needless = len(kinds) - polite - ("core" in kinds)
-    return taste["correct"] * is_correct(world, question, reply) + taste["polite"] * polite + taste["needless"] * needless
+    return worth["correct"] * is_correct(world, question, reply) + worth["polite"] * polite + worth["needless"] * needless
 
 
-def best_answer(world, question):
-    """An answer that no other beats by the default taste."""
-    return f"{POLITE[0]} {world.answer(question)[1]}"
+def best_answer(world, question, taste="polite"):
+    """Of the answers that demonstrators might write, one that no other beats by this taste."""
+    full = world.answer(question)[1]
+    hands = [full, f"{POLITE[0]} {full}", f"{RAMBLE[0]} {full} {RAMBLE[2]}"]
+    return max(hands, key=lambda reply: utility(world, question, reply, taste))
 
 
 def is_parseable(reply):

@@ -171,6 +171,9 @@ def token_logprobs(model, tokens, segments=None, temperature=1.0):
 # ------------------------------------------------------------------------------------------------------------------
 # Sampling
 
+MAX_NEW = 56                                                      # the longest answer in tokens: room for a refusal with its reason
+
+
 def pick_tokens(logits, noise, temperature=1.0, top_k=None, top_p=None):
     """Logits (B, V) and one uniform number each (B,) -> one token each (B,). Temperature 0 takes the likeliest.
 
@@ -316,7 +319,7 @@ def copy_of(model):
     return twin.eval()
 
 
-def answer(model, tokenizer, questions, max_new=48, temperature=1.0, seed=(0,), **sampling):
+def answer(model, tokenizer, questions, max_new=MAX_NEW, temperature=1.0, seed=(0,), **sampling):
     """Chat: a list of questions -> the list of the model's answers, as text."""
     prompts = [data.chat_prompt(tokenizer, q) for q in questions]
     return [data.decode_reply(tokenizer, ids) for ids in generate(model, prompts, max_new, tokenizer, temperature, seed=seed, **sampling)]

@@ -201,7 +201,7 @@ def evaluate_model(model, tokenizer, world, name, n, seed, sft_answers=None):
     figures |= {f"howto_accuracy_{name}": float(np.mean(right[::2])), f"fact_accuracy_{name}": float(np.mean(right[1::2])),
                 f"utility_{name}": float(np.mean([data.utility(world, q, r) for q, r in zip(questions, helpful)])), f"unparseable_{name}": float(np.mean(unparseable))}
     if sft_answers:
-        figures[f"win_rate_{name}"] = float(ppo.compare(world, questions, helpful, sft_answers)["win_rate"])
+        figures[f"win_rate_{name}"] = float(ppo.compare(*([data.utility(world, q, a) for q, a in zip(questions, texts)] for texts in (helpful, sft_answers)))["win_rate"])
     return figures, helpful
 
 
@@ -324,7 +324,7 @@ def main(argv=None):
     # 2a. AI labels for harm, human labels for helpfulness, one preference model
     pm_path, labels_path = out / "rlaif_pm.pt", out / "rlaif_labels.jsonl"
     if done(pm_path):
-        pm, scale = reward.load_reward(pm_path, device)
+        pm, scale, _ = reward.load_reward(pm_path, device)
         counts = load(pm_path)["counts"]
     else:
         prompts = [x.question() for a in data.act_prompts(world, "train", args.label_prompts // 2, harmful=True) for x in (a, a.twin())]
