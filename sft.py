@@ -149,7 +149,7 @@ def main(argv=None):
     else:
         if hasattr(sys.stdout, "reconfigure"):                    # a terminal that cannot show a character gets a question mark
             sys.stdout.reconfigure(errors="replace")
-        print(f"{device}, {args.data}: ", end="")
+        print(f"{device}, {args.data}")
         conversations, heldout = read_examples(args.data, tokenizer, model.config.context, args.seed)
         figures = {"conversations": len(conversations), "heldout_loss_nats_before": heldout_loss(model, tokenizer, heldout)}
         shown = [question for question, _ in heldout[:3]]
