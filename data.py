@@ -254,7 +254,8 @@ class World:
 def world_of(checkpoint):
     """The world on which a checkpoint's base model was trained; stops if it was trained on the user's own text."""
     if checkpoint.get("world_seed") is None:
-        raise SystemExit("this model was pre-trained on your own text, and this stage asks about the world: run `python pretrain.py` without --data")
+        raise SystemExit("this model was pre-trained on your own text, and this stage asks about the world: "
+                         "give sft.py conversations of your own (--data FILE), or run `python pretrain.py` without --data")
     return World(checkpoint["world_seed"])
 
 
@@ -774,15 +775,29 @@ def window_batch(ids, length, batch_size, seed, step):
     return torch.from_numpy(np.stack([ids[s:s + length + 1] for s in starts]))
 
 
+def chat_turns(tokenizer, turns):
+    """A list of (role, text), role "user" or "assistant" -> (ids, mask): the mask is 1 where the assistant speaks, its end-of-text included."""
+    ids, mask = [], []
+    for role, text in turns:
+        said = tokenizer.encode(" " + text.strip()) + [tokenizer.eot] * (role == "assistant")
+        ids += [tokenizer.assistant if role == "assistant" else tokenizer.user, *said]
+        mask += [0] + [int(role == "assistant")] * len(said)
+    return ids, mask
+
+
+def turns_up_to(question):
+    """A question -> a list of turns. A dialogue is one already: (role, text) turns that end with the user's."""
+    return [("user", question)] if isinstance(question, str) else list(question)
+
+
 def chat_prompt(tokenizer, question):
-    """A question as the model sees it, up to where it has to answer: <|user|> How ...?<|assistant|>"""
-    return [tokenizer.user, *tokenizer.encode(" " + question.strip()), tokenizer.assistant]
+    """A question, or a dialogue up to one, as the model sees it where it has to answer: <|user|> How ...?<|assistant|>"""
+    return chat_turns(tokenizer, turns_up_to(question))[0] + [tokenizer.assistant]
 
 
 def chat_example(tokenizer, question, answer):
-    """A conversation -> (ids, mask): the mask is 1 where the assistant speaks, its end-of-text included, and 0 elsewhere."""
-    prompt, reply = chat_prompt(tokenizer, question), [*tokenizer.encode(" " + answer.strip()), tokenizer.eot]
-    return prompt + reply, [0] * len(prompt) + [1] * len(reply)
+    """A question, or a dialogue up to one, and its answer -> (ids, mask): all of the assistant's turns count, the user's never do."""
+    return chat_turns(tokenizer, turns_up_to(question) + [("assistant", answer)])
 
 
 def decode_reply(tokenizer, ids):
@@ -809,29 +824,244 @@ def length_batches(lengths, batch_size, *key):
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# 8. Files. Further formats go here.
+# 8. Files of your own. The form of a file is found by looking into it: gzip or not, a JSON list or JSON lines, whose keys. A record that
+# cannot be read stops with its line and what it holds; a record that is merely of no use is skipped, and the reasons are counted.
+
+def read_text(path):
+    """The text of a UTF-8 file, gzip or not, without a byte order mark and with \n at the ends of lines."""
+    try:
+        raw = Path(path).read_bytes()
+        packed = raw.startswith(b"\x1f\x8b") or Path(path).suffix == ".gz"
+        raw = gzip.decompress(raw) if packed else raw
+        text = raw.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise SystemExit(f"{path} not found: check the path") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise SystemExit(f"{path} is not a whole gzip file ({error}): fetch it again, or drop .gz from its name") from None
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it first") from None
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read ({error.strerror})") from None
+    if text.startswith("version https://git-lfs.github.com/spec/"):
+        raise SystemExit(f"{path} is a git-lfs pointer, not the data it stands for: run `git lfs pull` where it was cloned")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_json(text):
+    """JSON or plain text?"""
+    return text.lstrip().startswith(("{", "["))
+
+
+def parse_json(path, text, line=1):
+    """JSON -> the value; stops where it is none. `line`: where in the file the text starts."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line += getattr(error, "lineno", 1) - 1
+        raise SystemExit(f"{path}, line {line}: not JSON ({getattr(error, 'msg', error)}), found {text.splitlines()[0].strip()[:80]!r}") from None
+
+
+def read_records(path):
+    """A JSON list or JSON lines -> iterator of ("line 3" or "record 3", the record)."""
+    text = read_text(path)
+    if not text.strip():
+        raise SystemExit(f"{path} is empty")
+    if text.lstrip().startswith("["):
+        yield from ((f"record {n}", record) for n, record in enumerate(parse_json(path, text), 1))
+        return
+    for n, line in enumerate(text.split("\n"), 1):               # not splitlines: a JSON string may hold other ends of lines as they are
+        if line.strip():
+            yield f"line {n}", parse_json(path, line, n)
+
+
+def outline(value):
+    """The keys of a record and what is behind them: {"messages": [{"role": text} or text]}"""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)}: {outline(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + " or ".join(dict.fromkeys(map(outline, value))) + "]"
+    return "text" if isinstance(value, str) else json.dumps(value)
+
+
+def unreadable(path, place, record, forms):
+    """Stops: what stands there, and what could be read."""
+    raise SystemExit(f"{path}, {place}: cannot read {outline(record)[:300]}; a record should be {' or '.join(forms)}") from None
+
+
+def read_usable(path, read, forms):
+    """Each record of a file through `read`, which returns what it holds, or a str that says why it is of no use -> (list, Counter of reasons)."""
+    kept, skipped = [], Counter()
+    for place, record in read_records(path):
+        try:
+            result = read(record)
+        except (KeyError, TypeError, ValueError):
+            unreadable(path, place, record, forms)
+        if isinstance(result, str):
+            skipped[result] += 1
+        else:
+            kept.append(result)
+    if not kept:
+        raise SystemExit(f"{path} holds nothing of use: {reasons(skipped)}")
+    return kept, skipped
+
+
+def reasons(skipped):
+    """Counter -> "3 with an empty answer, 1 with equal answers"."""
+    return ", ".join(f"{n} {why}" for why, n in sorted(skipped.items())) or "none"
+
+
+ROLES = {"human": "user", "gpt": "assistant", "Human": "user", "Assistant": "assistant"}
+
+
+def hh_turns(text):
+    """HH's "\n\nHuman: ...\n\nAssistant: ..." -> [(role, text)]"""
+    before, *rest = re.split(r"\n\n(Human|Assistant):", text)
+    if before.strip() or not rest:
+        raise ValueError
+    return [(ROLES[role], said.strip()) for role, said in zip(rest[::2], rest[1::2])]
+
+
+def turns_of(value, speaker="user"):
+    """A string that `speaker` says, an HH dialogue, or a list of messages -> [(role, text)]. The template has no system role:
+    a system message is put in front of the first user turn."""
+    value = value or ""                                          # null, as in messages that call a tool
+    if isinstance(value, str):
+        return hh_turns(value) if value.startswith("\n\nHuman:") else [(speaker, value.strip())]
+    turns = []
+    for message in value:
+        role, text = (message["role"], message["content"]) if "role" in message else (message["from"], message["value"])
+        turns.append((ROLES.get(role, role), ((text or "") + "").strip()))      # text, or a TypeError
+    if [role for role, _ in turns[:2]] == ["system", "user"]:
+        turns[:2] = [("user", f"{turns[0][1]}\n\n{turns[1][1]}".strip())]
+    return turns
+
+
+def prompt_turns(value):
+    """`turns_of` a prompt; HH's may end with "\n\nAssistant:" and nothing after it."""
+    turns = turns_of(value)
+    return turns[:-1] if turns[-1:] == [("assistant", "")] else turns
+
+
+def why_useless(turns):
+    """Why a conversation cannot be learnt from, or None."""
+    roles = [role for role, _ in turns]
+    for role in roles:
+        if role not in ("user", "assistant"):
+            return f"with a turn by {role!r}"
+    if not roles or roles[-1] == "user":
+        return "without an answer at the end"
+    if roles != ["user", "assistant"] * (len(roles) // 2):
+        return "with turns that are not user, assistant, user, ..."
+    if not turns[-1][1]:
+        return "with an empty answer"
+    return None if all(text for _, text in turns) else "with an empty turn"
+
+
+def conversation_of(record):
+    """One record of any form -> [(role, text)], or why it is of no use."""
+    if "messages" in record or "conversations" in record:
+        turns = turns_of(list(record["messages" if "messages" in record else "conversations"]))
+    elif "instruction" in record:
+        asked = [part for part in (record["instruction"], record.get("input")) if part]
+        turns = [("user", "\n\n".join(asked).strip()), *turns_of(record["output"], "assistant")]
+    else:
+        turns = prompt_turns(record["prompt"]) + turns_of(record["completion"], "assistant")
+    return why_useless(turns) or turns
+
+
+def read_conversations(path):
+    """Conversations for sft.py -> (list of conversations, Counter of why others were skipped).
+
+    A conversation is a list of (role, text), "user" and "assistant" by turns, the answer last; a system message is put in front of the
+    first user turn. Forms: {"messages": [{"role", "content"}]}, ShareGPT {"conversations": [{"from", "value"}]}, Alpaca {"instruction",
+    "input", "output"}, and {"prompt", "completion"}, strings or message lists.
+    """
+    return read_usable(path, conversation_of, ['{"messages": [{"role", "content"}]}', '{"conversations": [{"from", "value"}]}',
+                                               '{"instruction", "input", "output"}', '{"prompt", "completion"}'])
+
+
+def preference_of(record):
+    """One record of any form -> (prompt, chosen, rejected), or why it is of no use."""
+    if "prompt" in record:
+        dialogues = [turns_of(record[side], "assistant") for side in ("chosen", "rejected")]
+        dialogues = [d if d[:1] and d[0][0] in ("user", "system") else prompt_turns(record["prompt"]) + d for d in dialogues]
+    else:
+        dialogues = [hh_turns(x) if isinstance(x, str) else turns_of(x) for x in (record["chosen"], record["rejected"])]
+    chosen, rejected = dialogues
+    why = why_useless(chosen) or why_useless(rejected)
+    if why or chosen[:-1] != rejected[:-1]:
+        return why or "with different prompts"
+    return "with equal answers" if chosen == rejected else (chosen[:-1], chosen[-1][1], rejected[-1][1])
+
+
+def read_preferences(path):
+    """Preference pairs for reward.py -> (list of (prompt, chosen, rejected), Counter of why others were skipped).
+
+    `prompt` is a list of (role, text) turns that ends with the user's, the answers are str. Forms: HH-RLHF (Bai et al. 2022a), {"chosen",
+    "rejected"} of "\n\nHuman: ...\n\nAssistant: ...", split at the last "\n\nAssistant:"; {"prompt", "chosen", "rejected"} with
+    strings or message lists; {"chosen", "rejected"} with message lists that hold the prompt too.
+    """
+    return read_usable(path, preference_of, ['{"prompt", "chosen", "rejected"}, strings or message lists,',
+                                             r'{"chosen", "rejected"}, message lists or "\n\nHuman: ...\n\nAssistant: ..."'])
+
+
+def prompt_of(record):
+    """One record of any form -> [the prompt], or why it is of no use."""
+    said = hh_turns(record["transcript"]) if "transcript" in record else turns_of(record["prompt"])
+    first = next((text for role, text in said if role == "user"), "")
+    return [first] if first else "without a prompt"
+
+
+def read_prompts(path):
+    """Red-team prompts for rlaif.py -> list of str, empty ones left out. Forms: plain text, a prompt a line; {"prompt"}; HH's
+    red_team_attempts (Ganguli et al. 2022), {"transcript": "\n\nHuman: ..."}, of which the first human turn counts."""
+    text = read_text(path)
+    if text.strip() and not is_json(text):
+        return [line.strip() for line in text.split("\n") if line.strip()]
+    return [prompt for prompt, in read_usable(path, prompt_of, ['{"prompt"}', r'{"transcript": "\n\nHuman: ..."}', "plain text, a prompt a line"])[0]]
+
+
+def read_principles(text):
+    """One principle a line, or several with wide gaps between them -> list of str."""
+    return [p.strip() for line in text.strip().splitlines() for p in line.split("   ") if p.strip()]
+
+
+def read_constitution_file(path):
+    """A constitution -> list of {"critique": request, "revision": request, "principle": by which two answers are compared}.
+
+    Forms: {"harmful0": {"prompt": ["\n\nCritiqueRequest: ...\n\nCritique:"], "edit_request": "\n\nRevisionRequest: ...\n\nRevision:"}, ...}
+    (Bai et al. 2022b); {"constitutions": [{"critic", "revision"}]} or that list alone; plain text, one principle a line. The first
+    three have no principle of their own to compare by, so the critique request serves; a line of plain text serves for all three.
+    """
+    text = read_text(path)
+    if not is_json(text):
+        return [{"critique": p, "revision": p, "principle": p} for p in read_principles(text)]
+    entries, requests = parse_json(path, text), []
+    if isinstance(entries, dict):
+        entries = entries.get("constitutions", entries)
+    key, entry = "constitutions", entries
+    try:
+        for key, entry in (entries.items() if isinstance(entries, dict) else enumerate(entries, 1)):
+            critique, revision = ("".join(entry["prompt"]), entry["edit_request"]) if "prompt" in entry else (entry["critic"], entry["revision"])
+            critique = re.sub(r"^\s*CritiqueRequest:|Critique:\s*$", "", critique).strip()
+            revision = re.sub(r"^\s*RevisionRequest:|Revision:\s*$", "", revision).strip()
+            requests.append({"critique": critique, "revision": revision, "principle": critique})
+    except (KeyError, TypeError):
+        unreadable(path, f"entry {key}", entry, ['{"harmful0": {"prompt", "edit_request"}, ...}', '{"constitutions": [{"critic", "revision"}]}',
+                                                 '[{"critic", "revision"}]', "plain text, one principle a line"])
+    return requests
+
 
 def read_documents(path):
-    """Text for pre-training -> list of str: a .txt file is one document; .jsonl has lines of {"text": ...}. Gzip or not."""
-    path = Path(path)
-    if not path.is_file() or ".json" in path.suffixes:
-        raise SystemExit(f"{path} {'cannot be read' if path.exists() else 'not found'}: --data takes a .txt file, or a .jsonl file with lines of {{\"text\": ...}}")
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-        try:
-            if ".jsonl" not in path.suffixes:
-                return [file.read()]
-            documents = []
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        documents.append(json.loads(line)["text"] + "")          # text, or a TypeError
-                    except (ValueError, KeyError, TypeError):
-                        raise SystemExit(f"{path}, line {number}: expected {{\"text\": ...}}, found {line.strip()[:80]!r}") from None
-            return documents
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise SystemExit(f"{path} is not a whole gzip file ({error}): fetch it again, or drop .gz from its name") from None
-        except UnicodeDecodeError as error:
-            raise SystemExit(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it first") from None
+    """Text for pre-training -> list of str: a .txt file is one document; .jsonl or .json has records of {"text": ...}. Gzip or not."""
+    if not {".json", ".jsonl"} & set(Path(path).suffixes):
+        return [read_text(path)]
+    documents = []
+    for place, record in read_records(path):
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            unreadable(path, place, record, ['{"text": ...}'])
+        documents.append(record["text"])
+    return documents
 
 
 if __name__ == "__main__":

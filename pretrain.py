@@ -283,7 +283,8 @@ def main(argv=None):
     write_results(out, "pretrain", history, figures)
     for (title, old), (_, new) in zip(before, show(model, world, tokenizer)):
         print(f"\n{title}\n  before: {old!a}\n  after:  {new!a}")
-    print(f"\nwrote {out / 'pretrain.pt'}; next: python sft.py" if world else f"\nwrote {out / 'pretrain.pt'}; try: python model.py {out / 'pretrain.pt'} --base")
+    then = "next: python sft.py" if world else f"try: python model.py {out / 'pretrain.pt'} --base, or python sft.py --data FILE"
+    print(f"\nwrote {out / 'pretrain.pt'}; {then}")
 
 
 def evaluate_world(model, world, tokenizer, valid):

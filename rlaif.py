@@ -46,23 +46,26 @@ Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or
 """
 
 
-def read_constitution(text=CONSTITUTION):
-    """One principle a line, or several with wide gaps between them -> list of str."""
-    return [p.strip() for line in text.strip().splitlines() for p in line.split("   ") if p.strip()]
-
-
 def open_constitution(path):
-    """The default constitution, or that of a text file -> list of principles."""
-    if path is None:
-        return read_constitution()
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SystemExit(f"--constitution: cannot read {path} ({error}); it takes UTF-8 text, one principle a line") from None
-    principles = read_constitution(text)
-    if not principles or text.lstrip().startswith(("{", "[")) or max(map(len, principles)) > 200:
+    """The default constitution, or that of a file -> list of principles. Of a file that has critique and revision requests, the critique
+    requests: the base model was never taught to read requests, but it has read rules."""
+    principles = [c["principle"] for c in data.read_constitution_file(path)] if path else data.read_principles(CONSTITUTION)
+    if not all(principles) or not principles:
         raise SystemExit(f"--constitution: {path} should hold one short principle a line, such as: Do not steal, break or hurt.")
     return principles
+
+
+def questions_that_fit(tokenizer, context, principles, questions):
+    """The questions that leave room for the longest principle and two answers of 48 tokens in a comparison; stops where none does."""
+    longest = max(principles, key=lambda r: len(tokenizer.encode(" " + r)))
+    room = context - 2 * 48 - 2 - len(tokenizer.encode(f" Request: Rule: {longest} Answer (A): Answer (B): Thought:"))      # 2: end-of-text, a word
+    fit = [q for q in questions if len(tokenizer.encode(" " + q)) <= room]
+    if not fit:
+        raise SystemExit(f"no request fits the context of {context} tokens beside two answers and the principle {longest[:50]!r}... "
+                         f"({len(tokenizer.encode(' ' + longest))} tokens): shorten it, or pre-train with a larger --context")
+    if len(fit) < len(questions):
+        print(f"{len(questions) - len(fit)} red-team prompts skipped: longer than the {room} tokens that the context has left for them")
+    return fit
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -237,7 +240,8 @@ def show_trace(trace):
 def main(argv=None):
     p = argparse.ArgumentParser(description="Constitutional AI: critique, revise, AI labels, preference model, PPO.")
     # supervised phase
-    p.add_argument("--constitution", help="a text file, one principle a line; default: the one at the top of rlaif.py")
+    p.add_argument("--constitution", help="a file, one principle a line or JSON (data.read_constitution_file); default: the one above")
+    p.add_argument("--red-team-file", help="your own red-team prompts, one a line or JSON (data.read_prompts); default: the world's")
     p.add_argument("--red-team", type=int, default=1000, help="red-team prompts to answer, critique and revise")
     p.add_argument("--rounds", type=int, default=4, help="rounds of critique and revision")
     p.add_argument("--helpful", type=int, default=2500, help="harmless prompts whose helpful answers are mixed in")
@@ -280,7 +284,9 @@ def main(argv=None):
     if not args.show:
         rlhf_groups = read_preferences(out / "preferences.jsonl")         # all inputs are there before an earlier run's files are cleared
         check_resume(out, args)
-    red_team = [a.question() for a in data.act_prompts(world, "train", args.red_team, harmful=True)]
+    red_team = (data.read_prompts(args.red_team_file)[:args.red_team] if args.red_team_file
+                else [a.question() for a in data.act_prompts(world, "train", args.red_team, harmful=True)])
+    red_team = questions_that_fit(tokenizer, base.config.context, constitution, red_team)
     harmless = reward.preference_prompts(world, "train", args.helpful)
     print(f"{device}, {len(constitution)} principles, {len(red_team)} red-team prompts, {args.rounds} rounds")
 
@@ -327,7 +333,9 @@ def main(argv=None):
         pm, scale, _ = reward.load_reward(pm_path, device)
         counts = load(pm_path)["counts"]
     else:
-        prompts = [x.question() for a in data.act_prompts(world, "train", args.label_prompts // 2, harmful=True) for x in (a, a.twin())]
+        acts = data.act_prompts(world, "train", args.label_prompts // 2, harmful=True)
+        harmful = itertools.cycle(red_team) if args.red_team_file else [a.question() for a in acts]
+        prompts = [q for h, a in zip(harmful, acts) for q in (h, a.twin().question())]
         answered = reward.sample_answers(slcai, tokenizer, prompts, args.answers, (args.seed, 54))
         if not answered:
             raise SystemExit("SL-CAI gave one answer only to every prompt, so there is nothing to compare: raise --label-prompts or --answers")

@@ -21,7 +21,7 @@ def kinds_of(principle):
 
 def test_each_kind_of_harm_is_in_half_of_the_principles():
     """A constitution that is silent on one kind: the harm curve then measures the constitution and not the method."""
-    principles = rlaif.read_constitution()
+    principles = rlaif.open_constitution(None)
     assert len(principles) == len(set(principles)) == 16
     for kind in data.HARMS:
         assert sum(kind in kinds_of(p) for p in principles) == 8
@@ -33,14 +33,14 @@ def test_the_constitution_asks_for_rules_of_a_seen_form():
         world = data.World(seed)
         seen, unseen = ({frozenset(r) for r in rules} for rules in (world.seen_rules, world.unseen_rules))
         assert not seen & unseen and len(seen) + len(unseen) == 70
-        for principle in rlaif.read_constitution():
+        for principle in rlaif.open_constitution(None):
             assert frozenset(kinds_of(principle)) in seen
             assert any(principle == data.rule_text(order, w) for w in data.RULE_WORDINGS for order in itertools.permutations(kinds_of(principle)))
 
 
 def test_a_constitution_from_a_file():
     """Principles glued together, or empty ones from blank lines."""
-    assert rlaif.read_constitution("Do not lie.\n\n  Never steal or hurt.   Be kind. \n") == ["Do not lie.", "Never steal or hurt.", "Be kind."]
+    assert data.read_principles("Do not lie.\n\n  Never steal or hurt.   Be kind. \n") == ["Do not lie.", "Never steal or hurt.", "Be kind."]
 
 
 def test_why_a_revision_is_dropped():
