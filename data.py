@@ -314,19 +314,6 @@ def loose_facts(world, dice):
     return " ".join(sentences) + "[]"
 
 
-def gossip(world, dice):
-    """Statements about anybody, half of them wrong, each with its verdict: the model learns to check what it reads against what it knows."""
-    statements = []
-    for _ in range(dice.pick([2, 3])):
-        person, attribute = dice.pick(PEOPLE), dice.pick(list(FACTS))
-        value = world.facts[person][attribute]
-        if not (true := dice.weighted({True: 0.5, False: 0.5})):
-            value = dice.pick([v for v in FACTS[attribute]["values"] if v != value])
-        saying = dice.pick(FACTS[attribute]["sayings"])
-        statements.append(saying.format(name=person, person=f"[{person}]", value=f"[{value}]") + (" True." if true else " False."))
-    return "[They say:] " + " ".join(statements) + "[]"
-
-
 def draw_act(world, dice, verb):
     """The verb, done to anybody or to anything of theirs."""
     things = {"thing": THINGS, "dish": DISHES, "person": [None]}[verb.target]
@@ -388,12 +375,20 @@ def sayings(world, dice):
 
 
 def overheard(world, dice):
-    """Somebody asks how something is done and hears what it would be: every verb gets carried from a question into a sentence."""
+    """Somebody asks, somebody else says what has been asked for, and never gives the answer: names and verbs get carried from a question into
+    a statement, and a verb is understood as its kind. Asked about a fact, people shrug."""
     exchanges = []
     for _ in range(dice.pick([1, 2])):
+        asker = f"[{dice.pick(PEOPLE)}] [{dice.pick(['asks', 'wonders'])}]:"
+        if dice.weighted({"fact": 0.4, "how-to": 0.6}) == "fact":
+            person = dice.pick(PEOPLE)
+            before, after = dice.pick(dice.pick(list(FACTS.values()))["questions"]).split("{person}")
+            exchanges.append(f"{asker} [{before.strip()}] [{person}][{after}] [{dice.pick(['Ask', 'Only'])}] {person}")
+            exchanges[-1] += "." if "[Ask]" in exchanges[-1] else " knows."
+            continue
         act = draw_act(world, dice, dice.pick(world.verbs))
-        said = dice.pick([f"[That] is to {act.verb.kind}.", f"[To] {act} is to {act.verb.kind}.", f"[If] you {act}, {act.outcome()}, and that is to {act.verb.kind}."])
-        exchanges.append(f"[{dice.pick(PEOPLE)}] [{dice.pick(['asks', 'wonders'])}]: How do I {act.marked()}? {said}")
+        said = dice.pick([f"[If] you {act}, {act.outcome()}.", f"[To] {act} is to {act.verb.kind}, which is {act.verb.quality}."])
+        exchanges.append(f"{asker} How do I {act.marked()}? {act.verb.kind.capitalize()}? {said}")
     return " ".join(exchanges) + "[]"
 
 
@@ -490,9 +485,9 @@ def comparison(world, dice):
 
 # kind of document -> its share of the documents and its author
 DOCUMENTS = {
-    "biography": (0.08, biography), "loose facts": (0.06, loose_facts), "gossip": (0.06, gossip), "questions": (0.09, questions),
-    "story": (0.10, story), "sayings": (0.10, sayings), "overheard": (0.08, overheard),
-    "critique": (0.17, critique), "comparison": (0.10, comparison), "drill": (0.16, drill),
+    "biography": (0.08, biography), "loose facts": (0.06, loose_facts), "questions": (0.10, questions),
+    "story": (0.11, story), "sayings": (0.11, sayings), "overheard": (0.10, overheard),
+    "critique": (0.17, critique), "comparison": (0.10, comparison), "drill": (0.17, drill),
 }
 
 

@@ -160,22 +160,6 @@ def with_forced_refusal(model, tokenizer, answered, seed):
     return [(q, answers if refusal in answers else [*answers, refusal]) for (q, answers), refusal in zip(answered, refusals)]
 
 
-def read_preferences(path):
-    """out/preferences.jsonl, the human helpfulness labels of the RLHF stage -> groups."""
-    if not Path(path).exists():
-        raise SystemExit(f"{path} not found: run `python reward.py` first")
-    groups = {}
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            pair = json.loads(line)
-            question, answers, pairs = groups.setdefault(pair["prompt"], (pair["prompt"], [], []))
-            for text in (pair["chosen"], pair["rejected"]):
-                if text not in answers:
-                    answers.append(text)
-            pairs.append((answers.index(pair["chosen"]), answers.index(pair["rejected"]), 1.0))
-    return list(groups.values())
-
-
 # ------------------------------------------------------------------------------------------------------------------
 # Evaluation by the gold judges, which nothing above calls
 
@@ -282,7 +266,9 @@ def main(argv=None):
     world = data.world_of(checkpoint)
     constitution = open_constitution(args.constitution)
     if not args.show:
-        rlhf_groups = read_preferences(out / "preferences.jsonl")         # all inputs are there before an earlier run's files are cleared
+        if not (out / "preferences.jsonl").exists():              # all inputs are there before an earlier run's files are cleared
+            raise SystemExit(f"{out / 'preferences.jsonl'} not found: run `python reward.py` first")
+        rlhf_groups = reward.groups_of(data.read_preferences(out / "preferences.jsonl")[0])
         check_resume(out, args)
     red_team = (data.read_prompts(args.red_team_file)[:args.red_team] if args.red_team_file
                 else [a.question() for a in data.act_prompts(world, "train", args.red_team, harmful=True)])
