@@ -709,8 +709,8 @@ def hub_tokenizer(tokenizer, context):
     return {"tokenizer.json": {"version": "1.0", "added_tokens": [{"id": i, "content": name, **flags} for name, i in special.items()],
                                "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]}, "decoder": to_bytes,
                                "model": {"type": "BPE", "vocab": {s: ranks[t] for t, s in spelled.items()}, "merges": merges}},
-            "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, "bos_token": "<|endoftext|>",
-                                      "eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "clean_up_tokenization_spaces": False, "chat_template": chat}}
+            "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, "clean_up_tokenization_spaces": False,
+                                      "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "chat_template": chat}}
 
 
 # ------------------------------------------------------------------------------------------------------------------

@@ -312,8 +312,8 @@ def load_gpt(path, made_by=None, device="cpu"):
         model = GPT(GPTConfig(**checkpoint["config"]))
     try:
         model.load_state_dict(checkpoint["model"], assign=True)
-    except RuntimeError as error:                                 # its second line says which weight is missing, unknown or of another shape
-        raise SystemExit(f"{path}: the weights do not fit the configuration ({str(error).splitlines()[1].strip()[:200]})") from None
+    except RuntimeError as error:                                 # its last line says which weight is missing, unknown or of another shape
+        raise SystemExit(f"{path}: the weights do not fit the configuration ({str(error).splitlines()[-1].strip()[:200]})") from None
     return model.to(device).eval(), data.Tokenizer.load(checkpoint["tokenizer"]), checkpoint
 
 
@@ -374,7 +374,7 @@ def read_safetensors(path):
             header.pop("__metadata__", None)
             end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
             if end > size:
-                raise SystemExit(f"{path} is cut short: it has {size} of {end} bytes; delete it and fetch it again")
+                raise SystemExit(f"{path} is cut short, or no safetensors file: it has {size} bytes of {end}; delete it and fetch it again")
             tensors = {}
             for name, entry in header.items():
                 if entry["dtype"] in dtypes:                      # the only others are attention masks, which nobody needs
@@ -383,10 +383,11 @@ def read_safetensors(path):
                     tensors[name] = raw.view(dtypes[entry["dtype"]]).view(entry["shape"])
             return tensors
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise SystemExit(f"{path} is not a safetensors file ({type(error).__name__}): fetch it again") from None
+            raise SystemExit(f"{path} is not a safetensors file ({type(error).__name__}): delete it and fetch it again") from None
 
 
 def rename(name, parts):
+    """A weight's name with each part that is a key of `parts` replaced by its value."""
     for old, new in parts.items():
         name = name.replace(old, new)
     return name
@@ -414,9 +415,10 @@ def read_gpt2(path):
     except (ValueError, KeyError, AttributeError) as error:
         raise SystemExit(f"{folder / 'config.json'} does not describe a GPT-2 ({type(error).__name__}: {error})") from None
     weights, ours = {}, {theirs: name for name, theirs in GPT2_PARTS.items()}
-    for name, weight in (read_safetensors(file) if file.suffix == ".safetensors" else load(file)).items():
-        name = rename(name.removeprefix("transformer."), ours)
-        if name != "lm_head.weight" and not name.endswith((".attn.bias", ".attn.masked_bias")):      # the tied head, and causal masks
+    found = read_safetensors(file) if file.suffix == ".safetensors" else load(file)
+    for name in list(found):
+        name, weight = rename(name.removeprefix("transformer."), ours), found.pop(name)    # popped: never two copies of all in memory
+        if torch.is_tensor(weight) and name != "lm_head.weight" and not name.endswith((".attn.bias", ".attn.masked_bias")):    # tied head, masks
             # GPT-2 stores the matrices inside its blocks as (in, out), nn.Linear as (out, in)
             weights[name] = (weight.T if weight.dim() == 2 and name.startswith("blocks.") else weight).float().contiguous()
     tokenizer, table = config.get("tokenizer", "gpt2"), weights.get("tokens.weight")
