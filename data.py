@@ -618,8 +618,9 @@ def gives_reason(act, reply):
 # ------------------------------------------------------------------------------------------------------------------
 # 6. Tokenizer: byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019).
 
-# GPT-2's split into words, written without \p{L} so that Python's re and tiktoken's engine both read it.
-SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"
+# GPT-2's split into words, written without \p{L} so that Python's re and the engines of tiktoken and tokenizers all read it. The two
+# characters named are the joiners inside emoji and Persian words: the engines disagree on whether they are letters.
+SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_\u200c\u200d]+| ?\d+| ?(?:[^\s\w]|[_\u200c\u200d])+|\s+(?!\S)|\s+"
 
 
 def train_bpe(text, vocab_size):
@@ -676,8 +677,8 @@ class Tokenizer:
             try:
                 base = tiktoken.get_encoding("gpt2")
             except Exception as error:                           # tiktoken downloads it once, through whatever goes wrong on a network
-                raise SystemExit(f"--tokenizer gpt2: tiktoken could not load GPT-2's vocabulary ({type(error).__name__}). Go online once, "
-                                 "set TIKTOKEN_CACHE_DIR to a folder that holds it, or use --tokenizer bpe") from None
+                raise SystemExit(f"tiktoken could not load GPT-2's vocabulary ({type(error).__name__}): go online once, set TIKTOKEN_CACHE_DIR "
+                                 "to a folder that holds it, or train a new model with --tokenizer bpe") from None
             ranks, pattern, self.eot = base._mergeable_ranks, base._pat_str, base.eot_token
             first = base.n_vocab
         else:
@@ -710,6 +711,30 @@ def make_tokenizer(name, texts, vocab_size=1152):
     if name == "gpt2":
         return Tokenizer("gpt2")
     return Tokenizer([bytes([i]) for i in range(256)] if name == "bytes" else train_bpe("\n".join(texts), vocab_size - 4))
+
+
+def hub_tokenizer(tokenizer, context):
+    """A tokenizer as transformers' AutoTokenizer reads it -> {file name: contents}, for text of at most `context` tokens.
+
+    Same text, same ids; but a "<|user|>" in the text becomes the special token there, unless it is told split_special_tokens=True.
+    """
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]              # GPT-2's files write a byte as one visible character
+    hidden = [b for b in range(256) if b not in visible]
+    letters = {**{b: chr(b) for b in visible}, **{b: chr(256 + i) for i, b in enumerate(hidden)}}
+    ranks, special = tokenizer.encoding._mergeable_ranks, tokenizer.encoding._special_tokens
+    spelled = {token: "".join(letters[b] for b in token) for token in sorted(ranks, key=ranks.get)}
+    # tiktoken merges any two neighbours that make a token, lowest rank first; here every such pair is listed, in that order
+    merges = [[spelled[t[:i]], spelled[t[i:]]] for t in spelled for i in range(1, len(t)) if t[:i] in spelled and t[i:] in spelled]
+    split = {"type": "Split", "pattern": {"Regex": tokenizer.encoding._pat_str}, "behavior": "Isolated", "invert": False}
+    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False) | {"special": True}
+    chat = ("{% for m in messages %}{{ '<|' + m.role + '|> ' + m.content.strip() + ('<|endoftext|>' if m.role == 'assistant' else '') }}{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    return {"tokenizer.json": {"version": "1.0", "added_tokens": [{"id": i, "content": name, **flags} for name, i in special.items()],
+                               "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]}, "decoder": to_bytes,
+                               "model": {"type": "BPE", "vocab": {s: ranks[t] for t, s in spelled.items()}, "merges": merges}},
+            "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, "clean_up_tokenization_spaces": False,
+                                      "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "chat_template": chat}}
 
 
 # ------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
     loss = - mean over t of  log p(token[t+1] | token[0..t])          # the chain rule; Shannon 1948, Radford et al. 2019
 
     python pretrain.py                      the small world; writes out/pretrain.pt
-    python pretrain.py --data FILE.txt      your own text
+    python pretrain.py --data FILE.txt      your own text; with --init gpt2, GPT-2 goes on reading it
 
 Watch: the loss falls towards the "floor", the entropy of the generator, which no model can cross: what is left above it is
 what the model has not learnt yet. Asked a question, the model goes on with more questions. It is an autocomplete: it knows
@@ -150,7 +150,7 @@ def mean_loss(losses, rows, tokenizer):
 def text_loss(model, ids, n_bytes, context):
     """Loss over a long text, in windows of `context` tokens: in nats a token, and in nats a byte, which compares across tokenizers."""
     windows = torch.from_numpy(np.stack([ids[i:i + context + 1] for i in range(0, len(ids) - context, context)])).to(model.tokens.weight.device)
-    losses = [next_token_loss(model(w[:, :-1]), w[:, 1:]).item() * len(w) for w in windows.split(16)]
+    losses = [next_token_loss(model(w[:, :-1]), w[:, 1:]).item() * len(w) for w in windows.split(max(1, 3072 // context))]
     nats = sum(losses) / len(windows)
     return {"val_loss_nats_per_token": nats, "val_loss_nats_per_byte": nats * len(ids) / n_bytes}
 
@@ -212,12 +212,13 @@ def main(argv=None):
     # how to train
     p.add_argument("--steps", type=int, default=2000, help="optimizer steps")
     p.add_argument("--batch-size", type=int, default=8, help="rows of `context` tokens a step")
-    p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of AdamW")
-    p.add_argument("--muon-lr", type=float, default=0.005, help="peak learning rate of Muon; 0: AdamW for everything")
+    p.add_argument("--lr", type=float, help="peak learning rate of AdamW; default: 3e-3, or 3e-5 from GPT-2's weights, which are soon forgotten")
+    p.add_argument("--muon-lr", type=float, help="peak learning rate of Muon; 0: AdamW for everything; default: 0.005, or 0 from GPT-2's weights")
     p.add_argument("--warmup", type=int, default=50, help="steps of linear warm-up")
     p.add_argument("--decay", type=float, default=0.7, help="share of the run over which the rate falls to 0")
     # where things go
-    p.add_argument("--init", help="start from this checkpoint: its weights, size and tokenizer hold, whatever the flags say")
+    p.add_argument("--init", help="start from gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder or file with such weights, or a "
+                   "checkpoint: its weights, size and tokenizer hold, whatever the flags say")
     p.add_argument("--out", default="out", help="folder of everything that is written")
     p.add_argument("--seed", type=int, default=0, help="seed of weights, data order and samples")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
@@ -230,6 +231,9 @@ def main(argv=None):
     model, tokenizer = load_gpt(args.init, device=device)[:2] if args.init else (None, None)
     if model:
         args.context = min(args.context, model.config.context)
+    gentle = model and tokenizer.vocab == "gpt2"                  # the rate at which nanoGPT fine-tunes GPT-2
+    args.lr = (3e-5 if gentle else 3e-3) if args.lr is None else args.lr
+    args.muon_lr = (0 if gentle else 0.005) if args.muon_lr is None else args.muon_lr
     world = None if args.data else data.World(args.world_seed)
     if world:
         texts, letters = [], 0

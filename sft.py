@@ -128,7 +128,7 @@ def main(argv=None):
     p.add_argument("--batch-size", type=int, default=32, help="conversations a step")
     p.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of AdamW: gentle, or the model learns the answers by heart and not where they come from")
     # where things go
-    p.add_argument("--init", help="the base model; default: OUT/pretrain.pt")
+    p.add_argument("--init", help="the base model: a checkpoint, or gpt2, ... and files as for pretrain.py; default: OUT/pretrain.pt")
     p.add_argument("--out", default="out", help="folder of everything that is written")
     p.add_argument("--seed", type=int, default=0, help="seed of data order and samples")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
