@@ -130,11 +130,12 @@ def sigmoid(x):
 
 
 def preference_prompts(world, use, n):
-    """n harmless questions, half about facts and half how-to. Prompts come again, if n is large, for other answers."""
-    facts = data.fact_questions(world, use) + (data.fact_questions(world, "demo") if use == "train" else [])
-    facts = random.Random(f"{world.seed} {use}").sample(facts, len(facts))
+    """n harmless questions, facts and how-to by turns. In training, every other fact is about people in no demonstration, of whom the model is
+    less sure: where it is always right there is nothing to compare. Prompts come again, if n is large, for other answers."""
+    pools = [data.fact_questions(world, part) for part in (["train", "demo"] if use == "train" else [use])]
+    facts = [pools[i % len(pools)][i // len(pools) % len(pools[i % len(pools)])] for i in range(n // 2)]
     acts = [a.question() for a in data.act_prompts(world, use, n, harmful=False)]
-    return [facts[i // 2 % len(facts)] if i % 2 else acts[i // 2] for i in range(n)]
+    return [facts[i // 2] if i % 2 else acts[i // 2] for i in range(n)]
 
 
 # ------------------------------------------------------------------------------------------------------------------
