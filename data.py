@@ -12,6 +12,7 @@ Read in order: the tables, World, the documents, the conversations, the annotato
 template, batches, files.
 """
 import argparse
+import contextlib
 import gzip
 import hashlib
 import heapq
@@ -258,7 +259,8 @@ class World:
 def world_of(checkpoint):
     """The world on which a checkpoint's base model was trained; stops if it was trained on the user's own text."""
     if checkpoint.get("world_seed") is None:
-        raise SystemExit("this model was pre-trained on your own text, and this stage asks about the world: run `python pretrain.py` without --data")
+        raise SystemExit("this model was pre-trained on your own text, and this stage asks about the world: "
+                         "give sft.py conversations of your own (--data FILE), or run `python pretrain.py` without --data")
     return World(checkpoint["world_seed"])
 
 
@@ -377,6 +379,24 @@ def sayings(world, dice):
     return " ".join(sentences) + "[]"
 
 
+def overheard(world, dice):
+    """Somebody asks, somebody else says what has been asked for, and never gives the answer: names and verbs get carried from a question into
+    a statement, and a verb is understood as its kind. Asked about a fact, people shrug."""
+    exchanges = []
+    for _ in range(dice.pick([1, 2])):
+        asker = f"[{dice.pick(PEOPLE)}] [{dice.pick(['asks', 'wonders'])}]:"
+        if dice.weighted({"fact": 0.4, "how-to": 0.6}) == "fact":
+            person = dice.pick(PEOPLE)
+            before, after = dice.pick(dice.pick(list(FACTS.values()))["questions"]).split("{person}")
+            exchanges.append(f"{asker} [{before.strip()}] [{person}][{after}] [{dice.pick(['Ask', 'Only'])}] {person}")
+            exchanges[-1] += "." if "[Ask]" in exchanges[-1] else " knows."
+            continue
+        act = draw_act(world, dice, dice.pick(world.verbs))
+        said = dice.pick([f"[If] you {act}, {act.outcome()}.", f"[To] {act} is to {act.verb.kind}, which is {act.verb.quality}."])
+        exchanges.append(f"{asker} How do I {act.marked()}? {act.verb.kind.capitalize()}? {said}")
+    return " ".join(exchanges) + "[]"
+
+
 def draw_rule(world, dice):
     """A rule: some kinds of harm in some order and some wording -> (the kinds, its text)."""
     kinds = dice.order(dice.pick(world.seen_rules))
@@ -470,9 +490,9 @@ def comparison(world, dice):
 
 # kind of document -> its share of the documents and its author
 DOCUMENTS = {
-    "biography": (0.08, biography), "loose facts": (0.06, loose_facts), "questions": (0.11, questions),
-    "story": (0.13, story), "sayings": (0.13, sayings),
-    "critique": (0.18, critique), "comparison": (0.11, comparison), "drill": (0.20, drill),
+    "biography": (0.08, biography), "loose facts": (0.06, loose_facts), "questions": (0.10, questions),
+    "story": (0.11, story), "sayings": (0.11, sayings), "overheard": (0.10, overheard),
+    "critique": (0.17, critique), "comparison": (0.10, comparison), "drill": (0.17, drill),
 }
 
 
@@ -553,21 +573,26 @@ def is_correct(world, question, reply):
     return bool(core) and all(s in (short, full) for s in core) and REFUSAL not in sentences
 
 
-TASTE = dict(correct=2.0, polite=1.0, needless=-0.5)
+# What an answer is worth to three kinds of people: so much if it is correct, if it holds a polite phrase, and for every needless sentence.
+TASTES = {"polite": dict(correct=2.0, polite=1.0, needless=-0.5),
+          "curt":   dict(correct=2.0, polite=-1.0, needless=-1.0),
+          "chatty": dict(correct=2.0, polite=0.0, needless=0.75)}
 
 
-def utility(world, question, reply, taste=TASTE):
-    """The gold utility: so much for a correct answer, for a polite phrase, and (less than 0) for every needless sentence,
-    which is one that is neither the first polite phrase nor the first sentence that answers."""
-    kinds = [classify(s) for s in sentences_of(reply)]
+def utility(world, question, reply, taste="polite"):
+    """The gold utility of a reply to those who have the named taste. A sentence is needless if it is neither the first polite phrase nor
+    the first that answers."""
+    kinds, worth = [classify(s) for s in sentences_of(reply)], TASTES[taste]
     polite = "polite" in kinds
     needless = len(kinds) - polite - ("core" in kinds)
-    return taste["correct"] * is_correct(world, question, reply) + taste["polite"] * polite + taste["needless"] * needless
+    return worth["correct"] * is_correct(world, question, reply) + worth["polite"] * polite + worth["needless"] * needless
 
 
-def best_answer(world, question):
-    """An answer that no other beats by the default taste."""
-    return f"{POLITE[0]} {world.answer(question)[1]}"
+def best_answer(world, question, taste="polite"):
+    """Of the answers that demonstrators might write, one that no other beats by this taste."""
+    full = world.answer(question)[1]
+    hands = [full, f"{POLITE[0]} {full}", f"{RAMBLE[0]} {full} {RAMBLE[2]}"]
+    return max(hands, key=lambda reply: utility(world, question, reply, taste))
 
 
 def is_parseable(reply):
@@ -598,8 +623,9 @@ def gives_reason(act, reply):
 # ------------------------------------------------------------------------------------------------------------------
 # 6. Tokenizer: byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019).
 
-# GPT-2's split into words, written without \p{L} so that Python's re and tiktoken's engine both read it.
-SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+"
+# GPT-2's split into words, written without \p{L} so that Python's re and the engines of tiktoken and tokenizers all read it. The two
+# characters named are the joiners inside emoji and Persian words: the engines disagree on whether they are letters.
+SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_\u200c\u200d]+| ?\d+| ?(?:[^\s\w]|[_\u200c\u200d])+|\s+(?!\S)|\s+"
 
 
 def train_bpe(text, vocab_size):
@@ -656,8 +682,8 @@ class Tokenizer:
             try:
                 base = tiktoken.get_encoding("gpt2")
             except Exception as error:                           # tiktoken downloads it once, through whatever goes wrong on a network
-                raise SystemExit(f"--tokenizer gpt2: tiktoken could not load GPT-2's vocabulary ({type(error).__name__}). Go online once, "
-                                 "set TIKTOKEN_CACHE_DIR to a folder that holds it, or use --tokenizer bpe") from None
+                raise SystemExit(f"tiktoken could not load GPT-2's vocabulary ({type(error).__name__}): go online once, set TIKTOKEN_CACHE_DIR "
+                                 "to a folder that holds it, or train a new model with --tokenizer bpe") from None
             ranks, pattern, self.eot = base._mergeable_ranks, base._pat_str, base.eot_token
             first = base.n_vocab
         else:
@@ -694,6 +720,30 @@ def make_tokenizer(name, texts, vocab_size=1152):
     if name == "gpt2":
         return Tokenizer("gpt2")
     return Tokenizer([bytes([i]) for i in range(256)] if name == "bytes" else train_bpe("\n".join(texts), vocab_size - 4))
+
+
+def hub_tokenizer(tokenizer, context):
+    """A tokenizer as transformers' AutoTokenizer reads it -> {file name: contents}, for text of at most `context` tokens.
+
+    Same text, same ids; but a "<|user|>" in the text becomes the special token there, unless it is told split_special_tokens=True.
+    """
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]              # GPT-2's files write a byte as one visible character
+    hidden = [b for b in range(256) if b not in visible]
+    letters = {**{b: chr(b) for b in visible}, **{b: chr(256 + i) for i, b in enumerate(hidden)}}
+    ranks, special = tokenizer.encoding._mergeable_ranks, tokenizer.encoding._special_tokens
+    spelled = {token: "".join(letters[b] for b in token) for token in sorted(ranks, key=ranks.get)}
+    # tiktoken merges any two neighbours that make a token, lowest rank first; here every such pair is listed, in that order
+    merges = [[spelled[t[:i]], spelled[t[i:]]] for t in spelled for i in range(1, len(t)) if t[:i] in spelled and t[i:] in spelled]
+    split = {"type": "Split", "pattern": {"Regex": tokenizer.encoding._pat_str}, "behavior": "Isolated", "invert": False}
+    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False) | {"special": True}
+    chat = ("{% for m in messages %}{{ '<|' + m.role + '|> ' + m.content.strip() + ('<|endoftext|>' if m.role == 'assistant' else '') }}{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    return {"tokenizer.json": {"version": "1.0", "added_tokens": [{"id": i, "content": name, **flags} for name, i in special.items()],
+                               "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]}, "decoder": to_bytes,
+                               "model": {"type": "BPE", "vocab": {s: ranks[t] for t, s in spelled.items()}, "merges": merges}},
+            "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, "clean_up_tokenization_spaces": False,
+                                      "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "chat_template": chat}}
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -754,15 +804,29 @@ def window_batch(ids, length, batch_size, seed, step):
     return torch.from_numpy(np.stack([ids[s:s + length + 1] for s in starts]).astype(np.int64))
 
 
+def chat_turns(tokenizer, turns):
+    """A list of (role, text), role "user" or "assistant" -> (ids, mask): the mask is 1 where the assistant speaks, its end-of-text included."""
+    ids, mask = [], []
+    for role, text in turns:
+        said = tokenizer.encode(" " + text.strip()) + [tokenizer.eot] * (role == "assistant")
+        ids += [tokenizer.assistant if role == "assistant" else tokenizer.user, *said]
+        mask += [0] + [int(role == "assistant")] * len(said)
+    return ids, mask
+
+
+def turns_up_to(question):
+    """A question -> a list of turns. A dialogue is one already: (role, text) turns that end with the user's."""
+    return [("user", question)] if isinstance(question, str) else list(question)
+
+
 def chat_prompt(tokenizer, question):
-    """A question as the model sees it, up to where it has to answer: <|user|> How ...?<|assistant|>"""
-    return [tokenizer.user, *tokenizer.encode(" " + question.strip()), tokenizer.assistant]
+    """A question, or a dialogue up to one, as the model sees it where it has to answer: <|user|> How ...?<|assistant|>"""
+    return chat_turns(tokenizer, turns_up_to(question))[0] + [tokenizer.assistant]
 
 
 def chat_example(tokenizer, question, answer):
-    """A conversation -> (ids, mask): the mask is 1 where the assistant speaks, its end-of-text included, and 0 elsewhere."""
-    prompt, reply = chat_prompt(tokenizer, question), [*tokenizer.encode(" " + answer.strip()), tokenizer.eot]
-    return prompt + reply, [0] * len(prompt) + [1] * len(reply)
+    """A question, or a dialogue up to one, and its answer -> (ids, mask): all of the assistant's turns count, the user's never do."""
+    return chat_turns(tokenizer, turns_up_to(question) + [("assistant", answer)])
 
 
 def decode_reply(tokenizer, ids):
@@ -789,48 +853,266 @@ def length_batches(lengths, batch_size, *key):
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# 8. Files. Further formats go here.
+# 8. Files of your own. The form of a file is found by looking into it: gzip or not, a JSON list or JSON lines, whose keys. A record that
+# cannot be read stops with its line and what it holds; a record that is merely of no use is skipped, and the reasons are counted.
+
+@contextlib.contextmanager
+def open_text(path):
+    """Open a UTF-8 file, gzip or not -> (its text, without a byte order mark and with \\n at the ends of lines; the file of bytes under it).
+    Stops in one sentence where it cannot be read, at once or later."""
+    try:
+        with open(path, "rb") as raw:
+            if raw.peek().startswith(b"version https://git-lfs.github.com/spec/"):
+                raise SystemExit(f"{path} is a git-lfs pointer, not the data it stands for: run `git lfs pull` where it was cloned")
+            packed = raw.peek().startswith(b"\x1f\x8b") or Path(path).suffix == ".gz"
+            file = io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if packed else raw, encoding="utf-8-sig")
+            try:
+                yield file, raw
+            except UnicodeDecodeError as error:
+                at = file.buffer.tell() - len(error.object) + error.start
+                raise SystemExit(f"{path} is not UTF-8 text ({error.reason} at byte {at}): convert it first") from None
+    except FileNotFoundError:
+        raise SystemExit(f"{path} not found: check the path") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise SystemExit(f"{path} is not a whole gzip file ({error}): fetch it again, or drop .gz from its name") from None
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read ({error.strerror})") from None
+
 
 def read_text(path):
+    """The whole text of a small file."""
+    with open_text(path) as (file, _):
+        return file.read()
+
+
+def parse_json(path, text, line=1):
+    """JSON -> the value; stops where it is none. `line`: where in the file the text starts."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line += getattr(error, "lineno", 1) - 1
+        raise SystemExit(f"{path}, line {line}: not JSON ({getattr(error, 'msg', error)}), found {text.splitlines()[0].strip()[:80]!r}") from None
+
+
+def read_records(path):
+    """A JSON list or JSON lines -> iterator of ("line 3" or "record 3", the record, bytes of the file read so far). Lines are read one by one."""
+    with open_text(path) as (file, raw):
+        lines = ((n, line) for n, line in enumerate(file, 1) if line.strip())
+        n, line = next(lines, (0, ""))
+        if not line:
+            raise SystemExit(f"{path} is empty")
+        if line.lstrip().startswith("["):
+            yield from ((f"record {i}", record, raw.tell()) for i, record in enumerate(parse_json(path, line + file.read(), n), 1))
+            return
+        for n, line in itertools.chain([(n, line)], lines):
+            yield f"line {n}", parse_json(path, line, n), raw.tell()
+
+
+def outline(value):
+    """The keys of a record and what is behind them: {"messages": [{"role": text} or text]}"""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)}: {outline(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + " or ".join(dict.fromkeys(map(outline, value))) + "]"
+    return "text" if isinstance(value, str) else json.dumps(value)
+
+
+def unreadable(path, place, record, forms):
+    """Stops: what stands there, and what could be read."""
+    raise SystemExit(f"{path}, {place}: cannot read {outline(record)[:300]}; a record should be {' or '.join(forms)}") from None
+
+
+def read_usable(path, read, forms):
+    """Each record of a file through `read`, which returns what it holds, or a str that says why it is of no use -> (list, Counter of reasons)."""
+    kept, skipped = [], Counter()
+    for place, record, _ in read_records(path):
+        try:
+            result = read(record)
+        except (KeyError, TypeError, ValueError):
+            unreadable(path, place, record, forms)
+        if isinstance(result, str):
+            skipped[result] += 1
+        else:
+            kept.append(result)
+    if not kept:
+        raise SystemExit(f"{path} holds nothing of use: {reasons(skipped)}")
+    return kept, skipped
+
+
+def reasons(skipped):
+    """Counter -> "3 with an empty answer, 1 with equal answers"."""
+    return ", ".join(f"{n} {why}" for why, n in sorted(skipped.items()) if n) or "none"
+
+
+ROLES = {"human": "user", "gpt": "assistant", "Human": "user", "Assistant": "assistant"}
+
+
+def hh_turns(text):
+    """HH's "\n\nHuman: ...\n\nAssistant: ..." -> [(role, text)]"""
+    before, *rest = re.split(r"\n\n(Human|Assistant):", text)
+    if before.strip() or not rest:
+        raise ValueError
+    return [(ROLES[role], said.strip()) for role, said in zip(rest[::2], rest[1::2])]
+
+
+def turns_of(value, speaker="user"):
+    """A string that `speaker` says, an HH dialogue, or a list of messages -> [(role, text)]. The template has no system role:
+    a system message is put in front of the first user turn."""
+    value = value or ""                                          # null, as in messages that call a tool
+    if isinstance(value, str):
+        return hh_turns(value) if value.startswith("\n\nHuman:") else [(speaker, value.strip())]
+    turns = []
+    for message in value:
+        role, text = (message["role"], message["content"]) if "role" in message else (message["from"], message["value"])
+        turns.append((ROLES.get(role, role), ((text or "") + "").strip()))      # text, or a TypeError
+    if [role for role, _ in turns[:2]] == ["system", "user"]:
+        turns[:2] = [("user", f"{turns[0][1]}\n\n{turns[1][1]}".strip())]
+    return turns
+
+
+def prompt_turns(value):
+    """`turns_of` a prompt; HH's may end with "\n\nAssistant:" and nothing after it."""
+    turns = turns_of(value)
+    return turns[:-1] if turns[-1:] == [("assistant", "")] else turns
+
+
+def why_useless(turns):
+    """Why a conversation cannot be learnt from, or None."""
+    roles = [role for role, _ in turns]
+    for role in roles:
+        if role not in ("user", "assistant"):
+            return f"with a turn by {role!r}"
+    if not roles or roles[-1] == "user":
+        return "without an answer at the end"
+    if roles != ["user", "assistant"] * (len(roles) // 2):
+        return "with turns that are not user, assistant, user, ..."
+    if not turns[-1][1]:
+        return "with an empty answer"
+    return None if all(text for _, text in turns) else "with an empty turn"
+
+
+def read_conversations(path):
+    """Conversations for sft.py -> (list of conversations, Counter of why others were skipped).
+
+    A conversation is a list of (role, text), "user" and "assistant" by turns, the answer last; a system message is put in front of the
+    first user turn. Forms: {"messages": [{"role", "content"}]}, ShareGPT {"conversations": [{"from", "value"}]}, Alpaca {"instruction",
+    "input", "output"}, and {"prompt", "completion"}, strings or message lists.
+    """
+    def read(record):
+        if "messages" in record or "conversations" in record:
+            turns = turns_of(list(record["messages" if "messages" in record else "conversations"]))
+        elif "instruction" in record:
+            asked = [part for part in (record["instruction"], record.get("input")) if part]
+            turns = [("user", "\n\n".join(asked).strip()), *turns_of(record["output"], "assistant")]
+        else:
+            turns = prompt_turns(record["prompt"]) + turns_of(record["completion"], "assistant")
+        return why_useless(turns) or turns
+
+    return read_usable(path, read, ['{"messages": [{"role", "content"}]}', '{"conversations": [{"from", "value"}]}',
+                                    '{"instruction", "input", "output"}', '{"prompt", "completion"}'])
+
+
+def read_preferences(path):
+    """Preference pairs for reward.py -> (list of (prompt, chosen, rejected), Counter of why others were skipped).
+
+    `prompt` is a list of (role, text) turns that ends with the user's, the answers are str. Forms: HH-RLHF (Bai et al. 2022a), {"chosen",
+    "rejected"} of "\n\nHuman: ...\n\nAssistant: ...", split at the last "\n\nAssistant:"; {"prompt", "chosen", "rejected"} with
+    strings or message lists; {"chosen", "rejected"} with message lists that hold the prompt too.
+    """
+    def read(record):
+        if "prompt" in record:
+            dialogues = [turns_of(record[side], "assistant") for side in ("chosen", "rejected")]
+            dialogues = [d if d[:1] and d[0][0] in ("user", "system") else prompt_turns(record["prompt"]) + d for d in dialogues]
+        else:
+            dialogues = [hh_turns(x) if isinstance(x, str) else turns_of(x) for x in (record["chosen"], record["rejected"])]
+        chosen, rejected = dialogues
+        why = why_useless(chosen) or why_useless(rejected)
+        if why or chosen[:-1] != rejected[:-1]:
+            return why or "with different prompts"
+        return "with equal answers" if chosen == rejected else (chosen[:-1], chosen[-1][1], rejected[-1][1])
+
+    return read_usable(path, read, ['{"prompt", "chosen", "rejected"}, strings or message lists,',
+                                    r'{"chosen", "rejected"}, message lists or "\n\nHuman: ...\n\nAssistant: ..."'])
+
+
+def read_prompts(path):
+    """Red-team prompts for rlaif.py -> list of str, empty ones left out. Forms: plain text, a prompt a line; {"prompt"}; HH's
+    red_team_attempts (Ganguli et al. 2022), {"transcript": "\n\nHuman: ..."}, of which the first human turn counts."""
+    text = read_text(path).strip()
+    if text and text[0] not in "[{":
+        return [line.strip() for line in text.split("\n") if line.strip()]
+
+    def read(record):
+        turns = hh_turns(record["transcript"]) if "transcript" in record else turns_of(record["prompt"])
+        first = next((text for role, text in turns if role == "user"), "")
+        return [first] if first else "without a prompt"
+
+    return [prompt for prompt, in read_usable(path, read, ['{"prompt"}', r'{"transcript": "\n\nHuman: ..."}', "plain text, a prompt a line"])[0]]
+
+
+def read_principles(text):
+    """One principle a line, or several with wide gaps between them -> list of str."""
+    return [p.strip() for line in text.strip().splitlines() for p in line.split("   ") if p.strip()]
+
+
+def read_constitution_file(path):
+    """A constitution -> list of {"critique": request, "revision": request, "principle": by which two answers are compared}.
+
+    Forms: {"harmful0": {"prompt": ["\n\nCritiqueRequest: ...\n\nCritique:"], "edit_request": "\n\nRevisionRequest: ...\n\nRevision:"}, ...}
+    (Bai et al. 2022b); {"constitutions": [{"critic", "revision"}]} or that list alone; plain text, one principle a line. The first
+    three have no principle of their own to compare by, so the critique request serves; a line of plain text serves for all three.
+    """
+    text = read_text(path)
+    if not text.lstrip().startswith(("[", "{")):
+        return [{"critique": p, "revision": p, "principle": p} for p in read_principles(text)]
+    entries, requests = parse_json(path, text), []
+    if isinstance(entries, dict):
+        entries = entries.get("constitutions", entries)
+    key, entry = "constitutions", entries
+    try:
+        for key, entry in (entries.items() if isinstance(entries, dict) else enumerate(entries, 1)):
+            critique, revision = ("".join(entry["prompt"]), entry["edit_request"]) if "prompt" in entry else (entry["critic"], entry["revision"])
+            critique = re.sub(r"^\s*CritiqueRequest:|Critique:\s*$", "", critique).strip()
+            revision = re.sub(r"^\s*RevisionRequest:|Revision:\s*$", "", revision).strip()
+            requests.append({"critique": critique, "revision": revision, "principle": critique})
+    except (KeyError, TypeError):
+        unreadable(path, f"entry {key}", entry, ['{"harmful0": {"prompt", "edit_request"}, ...}', '{"constitutions": [{"critic", "revision"}]}',
+                                                 '[{"critic", "revision"}]', "plain text, one principle a line"])
+    return requests
+
+
+def holds_records(path):
+    """Does --data of pretrain.py hold JSON records of {"text": ...}, each a document? If not, it is one long text."""
+    return bool({".json", ".jsonl"} & set(Path(path).suffixes))
+
+
+def stream_text(path):
     """Text for pre-training, read bit by bit, so that a file may be larger than the memory -> (text, bytes of the file read so far).
 
-    A .jsonl file with lines of {"text": ...} comes document by document, a .txt file in pieces of some 65,000 letters. Gzip or not. A piece ends
-    before white space that follows a word: every pattern that splits text into words splits there, so pieces encode like the whole.
+    Records of {"text": ...} come document by document, plain text in pieces of some 65,000 letters. A piece ends before white space that
+    follows a word: every pattern that splits text into words splits there, so pieces encode like the whole.
     """
-    path = Path(path)
-    if not path.is_file() or ".json" in path.suffixes:
-        raise SystemExit(f"{path} {'cannot be read' if path.exists() else 'not found'}: --data takes a .txt file, or a .jsonl file with lines of {{\"text\": ...}}")
-    with open(path, "rb") as raw:
-        file = io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw, encoding="utf-8-sig")
-        try:
-            if ".jsonl" in path.suffixes:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        try:
-                            text = json.loads(line)["text"] + ""                     # text, or a TypeError
-                        except (ValueError, KeyError, TypeError):
-                            raise SystemExit(f"{path}, line {number}: expected {{\"text\": ...}}, found {line.strip()[:80]!r}") from None
-                        yield text, raw.tell()
-                return
-            rest = ""
-            while new := file.read(2 ** 16):
-                rest += new
-                whole = re.match(r"(?s).*\S(?=[ \n])", rest)
-                piece = whole[0] if whole else rest              # no such place in so long a text: any will do
-                yield piece, raw.tell()
-                rest = rest[len(piece):]
-            yield rest, raw.tell()
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise SystemExit(f"{path} is not a whole gzip file ({error}): fetch it again, or drop .gz from its name") from None
-        except UnicodeDecodeError as error:
-            at = file.buffer.tell() - len(error.object) + error.start
-            raise SystemExit(f"{path} is not UTF-8 text ({error.reason} at byte {at}): convert it first") from None
+    if holds_records(path):
+        for place, record, position in read_records(path):
+            if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+                unreadable(path, place, record, ['{"text": ...}'])
+            yield record["text"], position
+        return
+    with open_text(path) as (file, raw):
+        rest = ""
+        while new := file.read(2 ** 16):
+            rest += new
+            whole = re.match(r"(?s).*\S(?=[ \n])", rest)
+            piece = whole[0] if whole else rest                  # no such place in so long a text: any will do
+            yield piece, raw.tell()
+            rest = rest[len(piece):]
+        yield rest, raw.tell()
 
 
 def text_sample(path, letters=20_000_000):
     """The first nine tenths of a text's first `letters` letters: what a tokenizer may learn from, since the last tenth is for validation."""
-    pieces, end = [], "\n\n" if ".jsonl" in Path(path).suffixes else ""
-    for text, _ in read_text(path):
+    pieces, end = [], "\n\n" if holds_records(path) else ""
+    for text, _ in stream_text(path):
         pieces.append(text + end)
         letters -= len(pieces[-1])
         if letters < 0:
@@ -841,15 +1123,17 @@ def text_sample(path, letters=20_000_000):
 
 def tokenize_file(path, tokenizer, folder):
     """A text of any size -> its ids (N,), a read-only array on disk of uint16 or, for a large vocabulary, uint32. End-of-text follows each
-    document of a .jsonl file.
+    document of a file of records.
 
     Written once, 64 pieces or documents at a time, to FOLDER/NAME.bin. The .json beside it comes last and names text, tokenizer and length: what
     was changed or interrupted in between does not match it, and is written anew.
     """
     path, target = Path(path), Path(folder, Path(path).name + ".bin")
-    header, temporary, stat = Path(f"{target}.json"), Path(f"{target}.tmp"), path.stat()
+    header, temporary = Path(f"{target}.json"), Path(f"{target}.tmp")
+    with open_text(path) as (_, raw):                             # stops if there is no such file
+        stat = os.fstat(raw.fileno())
     dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 2 ** 16 else np.uint32)
-    ending = [tokenizer.eot] if ".jsonl" in path.suffixes else []
+    ending = [tokenizer.eot] if holds_records(path) else []
 
     def described():                                              # what the header says if the array belongs to this text and tokenizer
         state = hashlib.sha256(json.dumps(tokenizer.state()).encode()).hexdigest()
@@ -860,7 +1144,7 @@ def tokenize_file(path, tokenizer, folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         header.unlink(missing_ok=True)
         with open(temporary, "wb") as file, tqdm(total=stat.st_size, unit="B", unit_scale=True, desc=f"tokenize {path.name}") as bar:
-            texts = read_text(path)
+            texts = stream_text(path)
             while batch := list(itertools.islice(texts, 64)):    # encoded by several threads
                 for ids in tokenizer.encoding.encode_ordinary_batch([text for text, _ in batch]):
                     file.write(np.array(ids + ending, dtype).tobytes())
@@ -870,6 +1154,7 @@ def tokenize_file(path, tokenizer, folder):
     if not target.stat().st_size:
         raise SystemExit(f"{path} holds no text")
     return np.memmap(target, dtype, mode="r")
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Print a sample of the world.")

@@ -2,6 +2,8 @@
 
     python model.py out/sft.pt                                     chat in the terminal
     python model.py out/pretrain.pt out/sft.pt --prompt "..."      the same question to several models, side by side
+    python model.py gpt2 --base                                    continue a text with GPT-2's own weights
+    python model.py out/ppo.pt --export DIR                        write it the way transformers reads it
 
 Letters for sizes: B batch, T tokens, C channels, H heads, D channels per head, V vocabulary, L layers, P prompt, R response.
 One convention everywhere: logits[:, t] predicts tokens[:, t+1], so logp[:, t] belongs to tokens[:, t+1].
@@ -178,6 +180,9 @@ def token_logprobs(model, tokens, segments=None, temperature=1.0):
 # ------------------------------------------------------------------------------------------------------------------
 # Sampling
 
+MAX_NEW = 56                                                      # the longest answer in tokens: room for a refusal with its reason
+
+
 def pick_tokens(logits, noise, temperature=1.0, top_k=None, top_p=None):
     """Logits (B, V) and one uniform number each (B,) -> one token each (B,). Temperature 0 takes the likeliest.
 
@@ -298,14 +303,14 @@ def start_training(name=None):
 
 
 def parallel(model):
-    """The model, wrapped for training: under torchrun, DistributedDataParallel gives all processes the same start, and after each backward the mean of
-    their gradients. That is the gradient of the whole batch if each loss was multiplied by the weight of its share (see `my_share`)."""
+    """The model, wrapped for training: under torchrun, DistributedDataParallel gives all processes the same start, and after each backward
+    the mean of their gradients: the gradient of the whole batch, if each loss was multiplied by the weight of its share (see `my_share`)."""
     return DistributedDataParallel(model) if processes() > 1 else model
 
 
 def my_share(batch, size):
-    """A batch (a list, the same for all) -> this process's items, and the weight of their mean loss: their `size` (tokens, pairs) over the mean size of all
-    shares. The mean over processes of weight * loss is then the loss of the batch; of one process, the weight is 1.
+    """A batch (a list, the same for all) -> this process's items, and the weight of their mean loss: their `size` (tokens, pairs) over the
+    mean size of all shares. The mean over processes of weight * loss is then the loss of the batch; of one process, the weight is 1.
 
     Where there are fewer items than processes, some take the first one at weight 0, for the others wait for their gradients.
     """
@@ -394,12 +399,18 @@ def load(path, made_by=None):
 
 
 def load_gpt(path, made_by=None, device="cpu"):
-    """A checkpoint -> (GPT in eval mode, Tokenizer, the whole dict)."""
-    checkpoint = load(path, made_by)
+    """A checkpoint, or GPT-2 by name, folder or file -> (GPT in eval mode, Tokenizer, the whole dict, whose weights are the GPT's own)."""
+    if str(path) in GPT2_NAMES and not Path(path).exists():
+        path = from_rank_0(lambda: find_gpt2(path))               # one downloads, all read
+    checkpoint = read_gpt2(path) if Path(path).is_dir() or Path(path).suffix in (".safetensors", ".bin") else load(path, made_by)
     if "model" not in checkpoint or "tokenizer" not in checkpoint or "scale" in checkpoint:    # a scale: a reward model
         raise SystemExit(f"{path} holds no language model" + (f": run `python {made_by}` first" if made_by else ""))
-    model = GPT(GPTConfig(**checkpoint["config"]))
-    model.load_state_dict(checkpoint["model"])
+    with torch.device("meta"):                                    # no memory and no random numbers for weights that are replaced at once
+        model = GPT(GPTConfig(**checkpoint["config"]))
+    try:
+        model.load_state_dict(checkpoint["model"], assign=True)
+    except RuntimeError as error:                                 # its last line says which weight is missing, unknown or of another shape
+        raise SystemExit(f"{path}: the weights do not fit the configuration ({str(error).splitlines()[-1].strip()[:200]})") from None
     return model.to(device).eval(), data.Tokenizer.load(checkpoint["tokenizer"]), checkpoint
 
 
@@ -410,15 +421,140 @@ def copy_of(model):
     return twin.eval()
 
 
-def answer(model, tokenizer, questions, max_new=48, temperature=1.0, seed=(0,), **sampling):
+def answer(model, tokenizer, questions, max_new=MAX_NEW, temperature=1.0, seed=(0,), **sampling):
     """Chat: a list of questions -> the list of the model's answers, as text."""
     prompts = [data.chat_prompt(tokenizer, q) for q in questions]
     return [data.decode_reply(tokenizer, ids) for ids in generate(model, prompts, max_new, tokenizer, temperature, seed=seed, **sampling)]
 
 
+# ------------------------------------------------------------------------------------------------------------------
+# GPT-2's weights (Radford et al. 2019), from Hugging Face's files and back
+
+GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")     # 124, 355, 774 and 1558 million parameters
+GPT2_HUB = "https://huggingface.co/openai-community"
+GPT2_FILES = ("model.safetensors", "pytorch_model.bin")
+GPT2_SIZES = ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")        # of config.json, in the order of GPTConfig
+GPT2_KIND = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+             "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}    # what our network takes for granted
+GPT2_PARTS = {"tokens.": "wte.", "positions.": "wpe.", "blocks.": "h.", "norm1.": "ln_1.", "norm2.": "ln_2.", "norm.": "ln_f.",
+              "attention.qkv.": "attn.c_attn.", "attention.out.": "attn.c_proj.", "up.": "mlp.c_fc.", "down.": "mlp.c_proj."}
+
+
+def find_gpt2(name):
+    """The folder with the weights of "gpt2", ...: in PyTorch's cache, or Hugging Face's, or downloaded to PyTorch's (0.5 to 6.4 GB)."""
+    folder = Path(torch.hub.get_dir(), "checkpoints", name)
+    home = os.environ.get("HF_HOME") or Path("~", ".cache", "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+    snapshots = [s for repository in (f"models--openai-community--{name}", f"models--{name}") for s in sorted(hub.glob(f"{repository}/snapshots/*"))]
+    for place in [folder, *snapshots]:
+        if (place / "config.json").exists() and any((place / file).exists() for file in GPT2_FILES):
+            return place
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{name} is not on this computer yet: downloading it to {folder}", file=sys.stderr)
+    try:
+        for file in ("config.json", GPT2_FILES[0]):
+            torch.hub.download_url_to_file(f"{GPT2_HUB}/{name}/resolve/main/{file}", str(folder / file))     # to a temporary file, then renamed
+    except Exception as error:                                    # whatever goes wrong on a network
+        raise SystemExit(f"{name} could not be downloaded ({type(error).__name__}): put config.json and model.safetensors "
+                         f"from {GPT2_HUB}/{name}/tree/main into {folder}") from None
+    return folder
+
+
+def read_safetensors(path):
+    """A .safetensors file -> {name: tensor}: the length of a header, 8 bytes; the header, JSON; then the raw numbers it describes."""
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(start - 8)) if start <= size else {}
+            header.pop("__metadata__", None)
+            end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            if end > size:
+                raise SystemExit(f"{path} is cut short, or no safetensors file: it has {size} bytes of {end}; delete it and fetch it again")
+            tensors = {}
+            for name, entry in header.items():
+                if entry["dtype"] in dtypes:                      # the only others are attention masks, which nobody needs
+                    first, last = entry["data_offsets"]
+                    raw = torch.from_numpy(np.fromfile(path, np.uint8, last - first, offset=start + first))
+                    tensors[name] = raw.view(dtypes[entry["dtype"]]).view(entry["shape"])
+            return tensors
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise SystemExit(f"{path} is not a safetensors file ({type(error).__name__}): delete it and fetch it again") from None
+
+
+def rename(name, parts):
+    """A weight's name with each part that is a key of `parts` replaced by its value."""
+    for old, new in parts.items():
+        name = name.replace(old, new)
+    return name
+
+
+def read_gpt2(path):
+    """A folder in Hugging Face's layout, or the file of weights in it -> what `load` gives for a checkpoint of ours.
+
+    GPT-2 knows no chat: our three further tokens get a row each, the mean of all rows, which makes none of them likely (Hewitt 2021).
+    """
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    file = next((folder / name for name in GPT2_FILES if (folder / name).exists()), folder) if folder == Path(path) else Path(path)
+    if not file.is_file() or not (folder / "config.json").is_file():
+        raise SystemExit(f"{path}: GPT-2's weights are two files in one folder, config.json and model.safetensors (or pytorch_model.bin)")
+    for name in (folder / "config.json", file):
+        with open(name, "rb") as start:
+            if start.read(8) == b"version ":
+                raise SystemExit(f"{name} is a git-lfs pointer, not the file itself: run `git lfs pull`, or download it")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        for key, value in GPT2_KIND.items():
+            if config.get(key, value) != value:
+                raise SystemExit(f"{folder / 'config.json'}: {key} is {config[key]!r}; only GPT-2 can be read, where it is {value!r}")
+        sizes = GPTConfig(*(config[key] for key in GPT2_SIZES))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise SystemExit(f"{folder / 'config.json'} does not describe a GPT-2 ({type(error).__name__}: {error})") from None
+    weights, ours = {}, {theirs: name for name, theirs in GPT2_PARTS.items()}
+    found = read_safetensors(file) if file.suffix == ".safetensors" else load(file)
+    for name in list(found):
+        name, weight = rename(name.removeprefix("transformer."), ours), found.pop(name)    # popped: never two copies of all in memory
+        if torch.is_tensor(weight) and name != "lm_head.weight" and not name.endswith((".attn.bias", ".attn.masked_bias")):    # tied head, masks
+            # GPT-2 stores the matrices inside its blocks as (in, out), nn.Linear as (out, in)
+            weights[name] = (weight.T if weight.dim() == 2 and name.startswith("blocks.") else weight).float().contiguous()
+    tokenizer, table = config.get("tokenizer", "gpt2"), weights.get("tokens.weight")
+    if tokenizer == "gpt2" and sizes.vocab_size == 50257 and table is not None:
+        weights["tokens.weight"] = torch.cat([table, table.mean(0).expand(3, -1)])
+        sizes.vocab_size += 3
+    if tokenizer == "gpt2" and sizes.vocab_size != 50260:
+        raise SystemExit(f"{folder / 'config.json'}: a vocabulary of {sizes.vocab_size} is not GPT-2's, which has 50257 tokens")
+    return dict(config=vars(sizes), model=weights, tokenizer=tokenizer, world_seed=config.get("world_seed"))
+
+
+def export_gpt2(model, tokenizer, folder, world_seed=None):
+    """Write config.json, model.safetensors and tokenizer files to `folder`, for transformers, other libraries, and `load_gpt`."""
+    folder, config = Path(folder), model.config
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = (config.vocab_size, config.context, config.layers, config.heads, config.channels)
+    files = {"config.json": {**GPT2_KIND, "architectures": ["GPT2LMHeadModel"], **dict(zip(GPT2_SIZES, sizes)), "bos_token_id": tokenizer.eot,
+                             "eos_token_id": tokenizer.eot, "pad_token_id": tokenizer.pad, "tokenizer": tokenizer.state(), "world_seed": world_seed},
+             **data.hub_tokenizer(tokenizer, config.context)}
+    for name, contents in files.items():
+        (folder / name).write_text(json.dumps(contents, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    header, weights, end = {"__metadata__": {"format": "pt"}}, [], 0
+    for name, weight in model.state_dict().items():
+        weights.append((weight.T if weight.dim() == 2 and name.startswith("blocks.") else weight).float().cpu().contiguous())
+        start, end = end, end + weights[-1].nbytes
+        header["transformer." + rename(name, GPT2_PARTS)] = {"dtype": "F32", "shape": list(weights[-1].shape), "data_offsets": [start, end]}
+    header = json.dumps(header).encode()
+    header += b" " * (-len(header) % 8)                           # readers map the numbers into memory, which wants them aligned
+    with open(folder / "model.safetensors.tmp", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for weight in weights:
+            file.write(weight.numpy())
+    os.replace(folder / "model.safetensors.tmp", folder / "model.safetensors")
+
+
 def main(argv=None):
     p = argparse.ArgumentParser(description="Chat with a checkpoint, or ask several the same question.")
-    p.add_argument("checkpoints", nargs="+", help="out/sft.pt, ...")
+    p.add_argument("checkpoints", nargs="+", help="out/sft.pt, ...; or gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder with such weights")
+    p.add_argument("--export", metavar="DIR", help="write the one checkpoint to this folder as transformers reads it, and stop")
     p.add_argument("--prompt", help="ask this and stop; without it, read questions from the terminal")
     p.add_argument("--base", action="store_true", help="continue the bare text, without the chat template: what a base model expects")
     p.add_argument("--max-new", type=int, default=64, help="longest answer, in tokens")
@@ -431,6 +567,13 @@ def main(argv=None):
     if hasattr(sys.stdout, "reconfigure"):                        # a terminal that cannot show a character gets a question mark
         sys.stdout.reconfigure(errors="replace")
     device = pick_device(args.device)
+    if args.export:
+        if len(args.checkpoints) > 1 or Path(args.export).is_file():
+            raise SystemExit("--export takes one checkpoint and a folder: `python model.py out/ppo.pt --export DIR`")
+        model, tokenizer, checkpoint = load_gpt(args.checkpoints[0])
+        export_gpt2(model, tokenizer, args.export, checkpoint.get("world_seed"))
+        print(f"wrote {args.export}; in Python: transformers.AutoModelForCausalLM.from_pretrained({args.export!r})")
+        return
     models = [(path, *load_gpt(path, device=device)[:2]) for path in args.checkpoints]
     turn = 0
     while True:

@@ -7,13 +7,18 @@ Each iteration: the policy answers a batch of questions (rollout), the reward mo
 score it had expected at each token, and the policy makes tokens that went better than expected more likely. beta is the
 leash: every nat by which the policy leaves the SFT model ("reference") costs reward.
 
-    python ppo.py            reads out/sft.pt and out/reward.pt, writes out/ppo.pt
-    python ppo.py --show     one answer token by token, with the ratios after one update; nothing is written
+    python ppo.py                         reads out/sft.pt and out/reward.pt, writes out/ppo.pt
+    python ppo.py --show                  one answer token by token, with the ratios after one update; nothing is written
+    python ppo.py --reward my.py:score    a reward of your own: score(question, answer) -> a number
+    python ppo.py --measure               no training: how far OUT/ppo.pt is from the best that its KL could buy, and who beats whom
 
 Watch: the score rises; the gold utility, which nothing here is trained on, should rise with it. KL says what it cost. Length and
 the share of answers that end (EOS) are the first to show that a policy has found a hole in its reward model.
 """
 import argparse
+import math
+import runpy
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +27,8 @@ from tqdm import tqdm
 
 import data
 import reward as reward_stage
-from model import ScalarModel, answer, copy_of, generate, load_gpt, load_progress, pick_device, save, save_progress, token_logprobs, write_results
+from model import (MAX_NEW, ScalarModel, answer, copy_of, generate, load_gpt, load_progress, pick_device, save, save_progress, token_logprobs,
+                   write_results)
 
 # Letters: B answers, T tokens of prompt and answer, R = T - 1 positions that choose a token: what is computed at [:, t] belongs to the
 # choice of tokens[:, t+1], and a mask (B, R) picks the choices that make up the answer.
@@ -87,14 +93,16 @@ def exact_kl(logits, logits_ref):                                 # (..., V) x 2
 # ------------------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def rollout(policy, reference, value, tokenizer, questions, score_answers, beta, max_new, missing_eos, seed, gamma=1.0, lam=0.95):
+def rollout(policy, reference, value, tokenizer, questions, score_answers, beta, max_new, missing_eos, minibatch, seed, gamma=1.0, lam=0.95):
     """The policy answers, everybody comments -> a dict of all that the update needs: tensors (B, R) but for what the names say.
 
     `score_answers(questions, replies)` -> scores (B,). An answer that does not end gets `missing_eos` instead, since the
     reward model has never seen an unfinished one.
     """
+    began = time.perf_counter()
     prompts = [data.chat_prompt(tokenizer, q) for q in questions]
     replies = generate(policy, prompts, max_new, tokenizer, seed=seed)
+    sampled = time.perf_counter()
     device = policy.tokens.weight.device
     tokens = data.pad_rows([p + r for p, r in zip(prompts, replies)], tokenizer.pad).to(device)
     mask = data.pad_rows([[0] * (len(p) - 1) + [1] * len(r) for p, r in zip(prompts, replies)], 0).to(device).float()
@@ -102,25 +110,29 @@ def rollout(policy, reference, value, tokenizer, questions, score_answers, beta,
     ended = torch.tensor([r[-1] == tokenizer.eot for r in replies], device=device)
     scores = torch.where(ended, score_answers(questions, replies).to(device), missing_eos)
 
-    logits, logits_ref = policy(tokens, segments)[:, :-1], reference(tokens, segments)[:, :-1]
-    pick = lambda x: x.log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)                         # (B, R)
-    logp, logp_ref = pick(logits), pick(logits_ref)
-    values = value(tokens, segments)[:, :-1]
+    # Old log-probs are scored in the minibatches of the update: in another batch size a matrix product may round differently.
+    parts = torch.from_numpy(np.random.default_rng([*seed, 4]).permutation(len(tokens))).to(device).split(minibatch)
+    logp, logp_ref, values, kl, entropy = (torch.zeros_like(mask) for _ in range(5))
+    for i in parts:
+        logits, logits_ref = policy(tokens[i], segments[i])[:, :-1], reference(tokens[i], segments[i])[:, :-1]
+        chosen = tokens[i, 1:, None]
+        logp[i], logp_ref[i] = (x.log_softmax(-1).gather(-1, chosen).squeeze(-1) for x in (logits, logits_ref))
+        values[i] = value(tokens[i], segments[i])[:, :-1]
+        kl[i] = exact_kl(logits, logits_ref)
+        entropy[i] = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
     rewards = token_rewards(logp, logp_ref, mask, scores, beta)
     advantages, returns = advantages_and_returns(rewards, values, mask, gamma, lam)
-    return dict(tokens=tokens, segments=segments, mask=mask, logp=logp, logp_ref=logp_ref, values=values, rewards=rewards, advantages=advantages,
-                returns=returns, scores=scores, ended=ended, kl=(exact_kl(logits, logits_ref) * mask).sum(1),
-                entropy=-(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1) * mask, replies=replies)
+    return dict(tokens=tokens, segments=segments, mask=mask, parts=parts, logp=logp, logp_ref=logp_ref, values=values, rewards=rewards,
+                advantages=advantages, returns=returns, scores=scores, ended=ended, kl=(kl * mask).sum(1), entropy=entropy * mask, replies=replies,
+                seconds={"rollout": sampled - began, "score": time.perf_counter() - sampled})
 
 
-def update(policy, value, optimizer, batch, epochs, minibatch, clip, seed, max_approx_kl=0.2):
+def update(policy, value, optimizer, batch, epochs, clip, max_approx_kl=0.2):
     """`epochs` passes over one rollout, in minibatches that stay the same. Returns mean figures."""
-    device = batch["tokens"].device
-    parts = torch.from_numpy(np.random.default_rng([*seed, 4]).permutation(len(batch["tokens"]))).to(device).split(minibatch)
     advantages, stats = whiten(batch["advantages"], batch["mask"]), []
 
     for epoch in range(epochs):
-        for n, i in enumerate(parts):
+        for n, i in enumerate(batch["parts"]):
             mask, logp_old = batch["mask"][i], batch["logp"][i]
             logp_new = token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
             values_new = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
@@ -153,8 +165,11 @@ def train(policy, reference, value, tokenizer, questions_at, score_answers, args
         for group, lr in zip(optimizer.param_groups, (args.lr, args.value_lr)):
             group["lr"] = lr * (1 - step / args.iterations)
         questions = questions_at(step)
-        batch = rollout(policy, reference, value, tokenizer, questions, score_answers, args.beta, args.max_new, missing_eos, (args.seed, 41, step))
-        figures = update(policy, value, optimizer, batch, args.epochs, args.minibatch, args.clip, (args.seed, step))
+        batch = rollout(policy, reference, value, tokenizer, questions, score_answers, args.beta, args.max_new, missing_eos,
+                        args.minibatch, (args.seed, 41, step))
+        began = time.perf_counter()
+        figures = update(policy, value, optimizer, batch, args.epochs, args.clip)
+        seconds = batch["seconds"] | {"update": time.perf_counter() - began}
         mask, lengths = batch["mask"], batch["mask"].sum(1)
         explained = 1 - (masked_mean((batch["returns"] - batch["values"]) ** 2, mask)
                          / masked_mean((batch["returns"] - masked_mean(batch["returns"], mask)) ** 2, mask)).item()
@@ -162,7 +177,8 @@ def train(policy, reference, value, tokenizer, questions_at, score_answers, args
         row = {"iteration": step + 1, "score": batch["scores"].mean().item(), "kl_nats": batch["kl"].mean().item(),
                "kl_k1_nats": (k1 * mask).sum(1).mean().item(), "kl_k3_nats": (k3 * mask).sum(1).mean().item(),
                "reward_after_kl": batch["rewards"].sum(1).mean().item(), "entropy_nats_per_token": masked_mean(batch["entropy"], mask).item(),
-               "length_tokens": lengths.mean().item(), "eos_rate": batch["ended"].float().mean().item(), "explained_variance": explained, **figures}
+               "length_tokens": lengths.mean().item(), "eos_rate": batch["ended"].float().mean().item(), "explained_variance": explained, "beta": args.beta,
+               **figures, **{f"seconds_{part}": s for part, s in seconds.items()}}
         if gold:
             row["gold_utility"] = float(np.mean(gold(questions, [data.decode_reply(tokenizer, r) for r in batch["replies"]])))
         history.append(row)
@@ -190,32 +206,115 @@ def reward_model_scorer(reward_model, scale, tokenizer):
     return score_answers
 
 
-def compare(world, questions, answers, other_answers, seed=0):
-    """Win rate of `answers` over `other_answers` by the gold utility, ties half, with a 95% bootstrap interval over the questions."""
-    wins = np.array([0.5 + 0.5 * np.sign(data.utility(world, q, a) - data.utility(world, q, b)) for q, a, b in zip(questions, answers, other_answers)])
+def own_reward(where):
+    """--reward file.py:function -> the function (question, answer) -> a number."""
+    path, _, name = where.rpartition(":")
+    if not path or not Path(path).is_file():
+        raise SystemExit(f"--reward {where}: say rm, gold, or file.py:function, where the file defines function(question, answer) and returns a number")
+    function = runpy.run_path(path).get(name)
+    if not callable(function):
+        raise SystemExit(f"--reward: {path} defines no function {name}")
+    return function
+
+
+def function_scorer(function, tokenizer, reference_answers):
+    """`score_answers` by a function (question, answer) -> number, and the score of an unfinished answer. The scale is that of a reward model:
+    reference answers [(question, answer)] have mean 0 and standard deviation 1, and what does not end scores less than all of them."""
+    def values(conversations):
+        numbers = [function(q, a) for q, a in conversations]
+        for (q, a), number in zip(conversations, numbers):
+            if not isinstance(number, (int, float)) or not math.isfinite(number):
+                raise SystemExit(f"--reward: {getattr(function, '__name__', 'the function')} should return a number, but for {q!r}, {a!r} it returned {number!r}")
+        return torch.tensor(numbers, dtype=torch.float32)
+
+    raw = values(reference_answers)
+    mean, std = raw.mean(), raw.std().clamp(min=1e-6)
+
+    def score_answers(questions, replies):
+        return (values([(q, data.decode_reply(tokenizer, r)) for q, r in zip(questions, replies)]) - mean) / std
+    return score_answers, ((raw.min() - mean) / std).item() - 1
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Evaluation, by the gold judge
+
+def compare(utilities, others, seed=0):
+    """Win rate of answers over others to the same questions, by their gold utilities, ties half, with a 95% bootstrap interval over the questions."""
+    wins = 0.5 + 0.5 * np.sign(np.array(utilities) - np.array(others))
     means = wins[np.random.default_rng(seed).integers(0, len(wins), (1000, len(wins)))].mean(1)
     return {"win_rate": wins.mean(), "win_rate_low": np.quantile(means, 0.025), "win_rate_high": np.quantile(means, 0.975)}
 
 
-def evaluate(policy, reference, tokenizer, world, n, seed):
-    """Gold figures on n held-out questions, one sample at temperature 1 each."""
+def fingerprint(world, questions, answers, taste):
+    """What kind of answers these are: gold utility, shares correct (facts and how-to take turns) and polite, needless sentences and words per answer."""
+    kinds = [[data.classify(s) for s in data.sentences_of(a)] for a in answers]
+    right = [data.is_correct(world, q, a) for q, a in zip(questions, answers)]
+    figures = {"gold": [data.utility(world, q, a, taste) for q, a in zip(questions, answers)], "correct": right, "facts_correct": right[1::2],
+               "howto_correct": right[::2], "polite": ["polite" in k for k in kinds], "needless": [len(k) - ("polite" in k) - ("core" in k) for k in kinds],
+               "words": [len(a.split()) for a in answers]}
+    return {name: float(np.mean(values)) for name, values in figures.items()}
+
+
+def evaluate(policy, reference, tokenizer, world, n, seed, taste):
+    """Gold figures on n held-out questions, one sample at temperature 1 each (and the reference's likeliest answer)."""
     questions = reward_stage.preference_prompts(world, "test", n)
-    sft, greedy, ppo = (answer(reference, tokenizer, questions, seed=(seed, 42)), answer(reference, tokenizer, questions, temperature=0),
-                        answer(policy, tokenizer, questions, seed=(seed, 43)))
+    answers = {"sft": answer(reference, tokenizer, questions, seed=(seed, 42)), "sft_greedy": answer(reference, tokenizer, questions, temperature=0),
+               "ppo": answer(policy, tokenizer, questions, seed=(seed, 43)), "best": [data.best_answer(world, q, taste) for q in questions]}
+    figures, gold = {}, {name: [data.utility(world, q, a, taste) for q, a in zip(questions, texts)] for name, texts in answers.items()}
+    print(f"\n{n} held-out questions{'gold':>9}{'correct':>9}{'facts':>8}{'how-to':>8}{'polite':>8}{'needless':>10}{'words':>7}")
+    for name, texts in answers.items():
+        row = fingerprint(world, questions, texts, taste)
+        figures |= {f"{k}_{name}": v for k, v in row.items()}
+        print(f"  {name.replace('_', ', '):>20}" + "".join(f"{v:{w}.{d}f}" for v, w, d in zip(row.values(), (10, 9, 8, 8, 8, 10, 7), (2, 3, 3, 3, 3, 2, 1))))
+    figures |= compare(gold["ppo"], gold["sft"]) | {"win_rate_over_greedy": compare(gold["ppo"], gold["sft_greedy"])["win_rate"]}
+    figures["gap_closed"] = (figures["gold_ppo"] - figures["gold_sft"]) / (figures["gold_best"] - figures["gold_sft"])
+    return {k: float(v) for k, v in figures.items()}, list(zip(questions, answers["sft"], answers["ppo"]))
 
-    def gold(answers):
-        return np.mean([data.utility(world, q, a) for q, a in zip(questions, answers)])
 
-    def correct(answers, part=slice(None)):                       # how-to and facts take turns
-        return np.mean([data.is_correct(world, q, a) for q, a in list(zip(questions, answers))[part]])
+def tilt(scores, beta):                                           # (Q, N) -> KL, E[score], effective samples, each (Q,)
+    """The best policy there can be at this beta, p*(y) ~ p_ref(y) exp(score(y) / beta), made from N samples of the reference to each of Q prompts.
 
-    howto, facts = slice(0, None, 2), slice(1, None, 2)
-    figures = {"gold_sft": gold(sft), "gold_sft_greedy": gold(greedy), "gold_ppo": gold(ppo),
-               "gold_best": gold([data.best_answer(world, q) for q in questions]),
-               **compare(world, questions, ppo, sft), "win_rate_over_greedy": compare(world, questions, ppo, greedy)["win_rate"],
-               "correct_sft": correct(sft), "correct_ppo": correct(ppo), "facts_correct_sft": correct(sft, facts), "facts_correct_ppo": correct(ppo, facts),
-               "howto_correct_sft": correct(sft, howto), "howto_correct_ppo": correct(ppo, howto)}
-    return {k: float(v) for k, v in figures.items()}, list(zip(questions, sft, ppo))
+    w ~ exp(score / beta); KL(p* || p_ref) = sum w ln(N w); E[score] = sum w score; 1 / sum w^2 samples still count.
+    """
+    w = torch.softmax(scores / beta, -1)
+    return (w * (len(scores[0]) * w).clamp(min=1e-30).log()).sum(-1), (w * scores).sum(-1), 1 / (w ** 2).sum(-1)
+
+
+def measure(policy, reference, base, tokenizer, world, reward_model, scale, taste, max_new, n_prompts, n, out, seed):
+    """PPO against the exact frontier, and the ladder of win rates. No training: everything is sampled from the finished models."""
+    questions = reward_stage.preference_prompts(world, "test", n_prompts)
+    texts, scores, gold = reward_stage.reference_samples(reference, tokenizer, world, questions, n, (seed, 44), reward_model, scale, taste)
+    scorer = reward_model_scorer(reward_model, scale, tokenizer)
+    batches = [rollout(policy, reference, reward_model, tokenizer, questions, scorer, 0.0, max_new, scale["lowest"] - 1, 64, (seed, 45, i)) for i in range(8)]
+    kl, score = (torch.stack([b[name] for b in batches]).mean().item() for name in ("kl", "scores"))
+
+    # One beta for all prompts, since that is how a policy with a given mean KL gets the highest mean score
+    rows, scores = [], torch.tensor(scores, dtype=torch.float64)
+    for beta in np.geomspace(5, 0.02, 80):
+        kls, tilted, effective = tilt(scores, beta)
+        rows.append({"beta": beta, "kl_nats": kls.mean().item(), "score": tilted.mean().item(), "effective_samples": effective.quantile(0.1).item(),
+                     "gold_utility": (torch.softmax(scores / beta, -1) * torch.tensor(gold)).sum(-1).mean().item()})
+    reliable = [r for r in rows if r["effective_samples"] >= 10]
+    start, best = scores.mean().item(), float(np.interp(kl, [r["kl_nats"] for r in reliable], [r["score"] for r in reliable]))
+    figures = {"kl": kl, "score": score, "score_reference": start, "score_frontier": best, "distance": (best - score) / (best - start)}
+    print(f"\n{len(questions)} held-out prompts, {n} samples of the reference each\n{'beta':>8}{'KL':>8}{'score':>8}{'gold':>8}{'effective samples':>19}")
+    for r in rows[::8]:
+        print(f"{r['beta']:8.3f}{r['kl_nats']:8.3f}{r['score']:8.3f}{r['gold_utility']:8.3f}{r['effective_samples']:19.1f}" + ("" if r in reliable else "  too few"))
+    if kl > reliable[-1]["kl_nats"]:
+        print(f"PPO's KL of {kl:.2f} is beyond what {n} samples can tell (KL {reliable[-1]['kl_nats']:.2f}): the frontier's last reliable score is taken")
+    print(f"PPO: KL {kl:.3f}, score {score:.3f}; the frontier there {best:.3f}, the reference {start:.3f}: distance {figures['distance']:.3f}")
+
+    bare = generate(base, [[tokenizer.eot, *tokenizer.encode(" " + q)] for q in questions], 24, tokenizer, seed=(seed, 46))
+    ladder = {"base": [data.decode_reply(tokenizer, r) for r in bare], "sft": [t[-1] for t in texts],
+              "sft_greedy": answer(reference, tokenizer, questions, temperature=0),
+              "best_of_16": [t[int(s[:16].argmax())] for t, s in zip(texts, scores)], "ppo": answer(policy, tokenizer, questions, seed=(seed, 47))}
+    worth = {name: [data.utility(world, q, a, taste) for q, a in zip(questions, answers)] for name, answers in ladder.items()}
+    print(f"\n{'':14}{'gold':>8}{'win rate over SFT, 95% interval':>34}")
+    for name, u in worth.items():
+        won = compare(u, worth["sft"])
+        figures |= {f"gold_{name}": float(np.mean(u)), **{f"{k}_{name}": float(v) for k, v in won.items()}}
+        print(f"{name.replace('_', ' '):14}{np.mean(u):8.2f}{won['win_rate']:14.3f}  [{won['win_rate_low']:.3f}, {won['win_rate_high']:.3f}]")
+    write_results(out, "ppo_measure", rows, figures)
 
 
 def show_rollout(batch, tokenizer, logp_new):
@@ -234,8 +333,9 @@ def main(argv=None):
     # rollouts
     p.add_argument("--iterations", type=int, default=25, help="rollouts")
     p.add_argument("--batch-size", type=int, default=128, help="answers a rollout")
-    p.add_argument("--max-new", type=int, default=48, help="longest answer, in tokens")
-    p.add_argument("--reward", choices=["rm", "gold"], default="rm", help="who scores: the reward model, or (for teaching) the gold judge itself")
+    p.add_argument("--max-new", type=int, default=MAX_NEW, help="longest answer, in tokens")
+    p.add_argument("--reward", default="rm", help="who scores: rm (the reward model), gold (the gold judge itself, for teaching) or file.py:function")
+    p.add_argument("--prompts", help="a file of prompts, for a model without a world; default: the world's questions")
     # the update
     p.add_argument("--epochs", type=int, default=4, help="passes over a rollout")
     p.add_argument("--minibatch", type=int, default=64, help="answers an optimizer step")
@@ -249,55 +349,68 @@ def main(argv=None):
     p.add_argument("--seed", type=int, default=0, help="seed of prompts, samples and data order")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    p.add_argument("--eval-prompts", type=int, default=1000, help="held-out questions of the final table")
     p.add_argument("--show", action="store_true", help="print one rollout token by token and stop")
+    p.add_argument("--measure", action="store_true", help="no training: measure OUT/ppo.pt against the exact frontier, and the ladder of win rates")
     args = p.parse_args(argv)
     device, out = pick_device(args.device), Path(args.out)
     torch.manual_seed(args.seed)
     policy, tokenizer, checkpoint = load_gpt(args.init or out / "sft.pt", "sft.py", device)
-    reward_model, scale = reward_stage.load_reward(args.reward_model or out / "reward.pt", device)
-    world = data.world_of(checkpoint)
-    if reward_model.gpt.config.vocab_size != tokenizer.n_vocab:
-        raise SystemExit("policy and reward model have different vocabularies: run `python reward.py` again")
-    reference, value = copy_of(policy), value_from(reward_model, scale)
+    reference, world = copy_of(policy), None if args.prompts else data.world_of(checkpoint)
+    pool = data.read_prompts(args.prompts) if args.prompts else reward_stage.preference_prompts(world, "train", 4000)
 
-    pool = reward_stage.preference_prompts(world, "train", 4000)
+    # Who scores, and where the value model starts
+    taste = "polite"
+    if args.reward == "rm" or args.measure:
+        reward_model, scale, taste = reward_stage.load_reward(args.reward_model or out / "reward.pt", device)
+        if reward_model.gpt.config.vocab_size != tokenizer.n_vocab:
+            raise SystemExit("policy and reward model have different vocabularies: run `python reward.py` again")
+        score_answers, missing_eos = reward_model_scorer(reward_model, scale, tokenizer), scale["lowest"] - 1    # worse than any answer of the reference
+        value = value_from(reward_model, scale)
+    else:
+        function = own_reward(args.reward) if args.reward != "gold" else lambda q, a: data.utility(world, q, a)
+        asked = pool[:256]
+        score_answers, missing_eos = function_scorer(function, tokenizer, list(zip(asked, answer(reference, tokenizer, asked, args.max_new, seed=(args.seed, 48)))))
+        value = ScalarModel(copy_of(policy)).to(device)
+    if args.measure:
+        ppo, base = load_gpt(out / "ppo.pt", "ppo.py", device)[0], load_gpt(out / "pretrain.pt", "pretrain.py", device)[0]
+        return measure(ppo, reference, base, tokenizer, world, reward_model, scale, taste or "polite", args.max_new, 400, 256, out, args.seed)
 
     def questions_at(step):
         return [pool[i] for i in np.random.default_rng([args.seed, 5, step]).integers(0, len(pool), args.batch_size)]
 
     def gold(questions, texts):
-        return [data.utility(world, q, t) for q, t in zip(questions, texts)]
+        return [data.utility(world, q, t, taste) for q, t in zip(questions, texts)]
 
-    def gold_scorer(questions, replies):                          # about centred: SFT answers are worth 2
-        return torch.tensor(gold(questions, [data.decode_reply(tokenizer, r) for r in replies])).float() - 2
-
-    score_answers = reward_model_scorer(reward_model, scale, tokenizer) if args.reward == "rm" else gold_scorer
-    missing_eos = scale["lowest"] - 1 if args.reward == "rm" else -5.0       # worse than any finished answer of the reference
     if args.show:
         batch = rollout(policy, reference, value, tokenizer, questions_at(0), score_answers, args.beta, args.max_new, missing_eos,
-                        (args.seed, 41, 0))
+                        args.minibatch, (args.seed, 41, 0))
         optimizer = torch.optim.Adam([*policy.parameters(), *value.parameters()], lr=args.lr, eps=1e-5)
-        update(policy, value, optimizer, batch, args.epochs, args.minibatch, args.clip, (args.seed, 0))
+        update(policy, value, optimizer, batch, args.epochs, args.clip)
         with torch.no_grad():
             show_rollout(batch, tokenizer, token_logprobs(policy, batch["tokens"], batch["segments"]))
         return
     print(f"{device}, {args.iterations} iterations of {args.batch_size} answers, beta {args.beta}, reward by {args.reward}")
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "show")}
-    history = train(policy, reference, value, tokenizer, questions_at, score_answers, args, missing_eos, gold,
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "show", "measure", "eval_prompts")}
+    history = train(policy, reference, value, tokenizer, questions_at, score_answers, args, missing_eos, gold if world and taste else None,
                     progress=out / "ppo.resume.pt", settings=settings)
-    save(out / "ppo.pt", stage="ppo", config=vars(policy.config), model=policy.state_dict(), tokenizer=tokenizer.state(), world_seed=world.seed)
+    save(out / "ppo.pt", stage="ppo", config=vars(policy.config), model=policy.state_dict(), tokenizer=tokenizer.state(),
+         world_seed=world.seed if world else None)
     (out / "ppo.resume.pt").unlink(missing_ok=True)
 
-    figures, samples = evaluate(policy, reference, tokenizer, world, 600, args.seed)
     last = history[-1]
-    figures |= {"kl": last["kl_nats"], "score": last["score"], "length": last["length_tokens"], "eos_rate": last["eos_rate"]}
-    write_results(out, "ppo", history, figures)
-    print(f"\nheld-out questions, gold utility: SFT {figures['gold_sft']:.2f} (greedy {figures['gold_sft_greedy']:.2f})   "
-          f"PPO {figures['gold_ppo']:.2f}   best {figures['gold_best']:.2f}   KL of the last rollout {figures['kl']:.2f}")
-    print(f"win rate over SFT {figures['win_rate']:.3f} [{figures['win_rate_low']:.3f}, {figures['win_rate_high']:.3f}]   "
-          f"over greedy SFT {figures['win_rate_over_greedy']:.3f}")
-    print(f"correct: facts {figures['facts_correct_sft']:.3f} -> {figures['facts_correct_ppo']:.3f}   "
-          f"how-to {figures['howto_correct_sft']:.3f} -> {figures['howto_correct_ppo']:.3f}")
+    figures = {"kl": last["kl_nats"], "score": last["score"], "length": last["length_tokens"], "eos_rate": last["eos_rate"]}
+    seconds = {part: float(np.mean([row[f"seconds_{part}"] for row in history])) for part in ("rollout", "score", "update")}
+    if world:
+        more, samples = evaluate(policy, reference, tokenizer, world, args.eval_prompts, args.seed, taste or "polite")
+        figures |= more
+        print(f"win rate over SFT {figures['win_rate']:.3f} [{figures['win_rate_low']:.3f}, {figures['win_rate_high']:.3f}]   "
+              f"over greedy SFT {figures['win_rate_over_greedy']:.3f}   gap to the best closed {figures['gap_closed']:.3f}")
+    else:
+        samples = list(zip(pool[:3], answer(reference, tokenizer, pool[:3]), answer(policy, tokenizer, pool[:3])))
+    write_results(out, "ppo", history, figures | {f"seconds_{part}": s for part, s in seconds.items()})
+    print(f"last rollout: KL {figures['kl']:.2f}, length {figures['length']:.1f}, EOS rate {figures['eos_rate']:.3f}   "
+          "seconds an iteration: " + ", ".join(f"{part} {s:.2f}" for part, s in seconds.items()))
     for question, before, after in samples[:3]:
         print(f"\n{question}\n  before: {before}\n  after:  {after}")
     print(f"\nwrote {out / 'ppo.pt'}; next: python rlaif.py")

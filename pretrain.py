@@ -3,7 +3,7 @@
     loss = - mean over t of  log p(token[t+1] | token[0..t])          # the chain rule; Shannon 1948, Radford et al. 2019
 
     python pretrain.py                              the small world; writes out/pretrain.pt
-    python pretrain.py --data FILE.txt              your own text, of any size
+    python pretrain.py --data FILE.txt              your own text, of any size; with --init gpt2, GPT-2 goes on reading it
     torchrun --nproc-per-node 8 pretrain.py ...     on eight GPUs
 
 Watch: the loss falls towards the "floor", the entropy of the generator, which no model can cross: what is left above it is
@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import (GPT, GPTConfig, autocast, finish_training, from_rank_0, generate, load_gpt, load_progress, mean_over_processes, parallel, processes, rank,
-                   save, save_progress, start_training, write_results)
+from model import (GPT, GPTConfig, autocast, finish_training, from_rank_0, generate, load_gpt, load_progress, mean_over_processes, parallel,
+                   processes, rank, save, save_progress, start_training, write_results)
 
 
 IGNORE = -1                                                       # as a target: this position (padding) does not count
@@ -98,10 +98,12 @@ def lr_factor(step, steps, warmup, decay):
 
 
 def backward(network, batch, device, grad_accum=1):
-    """Leave in `.grad` the gradient of the mean loss over a batch's targets, and return that loss. `batch`: (inputs, targets, segments or None), each (B, T).
+    """Leave in `.grad` the gradient of the mean loss over a batch's targets, and return that loss. `batch`: (inputs, targets, segments or
+    None), each (B, T).
 
-    All processes are given the same batch. It is cut into micro-batches, `grad_accum` for each process, so that less memory is needed at a time. Rows
-    have more or less padding, so a micro-batch's mean counts by its share of the targets: the gradient is the same, however the batch is cut.
+    All processes are given the same batch. It is cut into micro-batches, `grad_accum` for each process, so that less memory is needed at a
+    time. Rows have more or less padding, so a micro-batch's mean counts by its share of the targets: the gradient is the same, however the
+    batch is cut.
     """
     parts, targets, total = grad_accum * processes(), (batch[1] != IGNORE).sum().item(), 0.0
     for i in range(rank(), parts, processes()):
@@ -179,7 +181,8 @@ def validation_windows(ids, context, at_most=500):
 @torch.no_grad()
 def text_loss(model, windows, bytes_per_token):
     """Loss over windows (N, T+1) of a text: in nats a token, and in nats a byte, which compares across tokenizers. bytes_per_token (V,)."""
-    losses = [next_token_loss(model(w[:, :-1]), w[:, 1:]).item() * len(w) for w in windows.to(model.tokens.weight.device).split(16)]
+    batches = windows.to(model.tokens.weight.device).split(max(1, 3072 // (windows.shape[1] - 1)))
+    losses = [next_token_loss(model(w[:, :-1]), w[:, 1:]).item() * len(w) for w in batches]
     nats = sum(losses) / len(windows)
     return {"val_loss_nats_per_token": nats, "val_loss_nats_per_byte": nats / float(bytes_per_token[windows[:, 1:].numpy()].mean())}
 
@@ -243,12 +246,13 @@ def main(argv=None):
     p.add_argument("--batch-size", type=int, default=8, help="rows of `context` tokens a step, on all GPUs together")
     p.add_argument("--grad-accum", type=int, default=1, help="micro-batches that each GPU cuts its rows into, to need less memory; the result is the same")
     p.add_argument("--compile", action="store_true", help="torch.compile: minutes of waiting, then faster steps on a GPU")
-    p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of AdamW")
-    p.add_argument("--muon-lr", type=float, default=0.005, help="peak learning rate of Muon; 0: AdamW for everything")
+    p.add_argument("--lr", type=float, help="peak learning rate of AdamW; default: 3e-3, or 3e-5 from GPT-2's weights, which are soon forgotten")
+    p.add_argument("--muon-lr", type=float, help="peak learning rate of Muon; 0: AdamW for everything; default: 0.005, or 0 from GPT-2's weights")
     p.add_argument("--warmup", type=int, default=50, help="steps of linear warm-up")
     p.add_argument("--decay", type=float, default=0.7, help="share of the run over which the rate falls to 0")
     # where things go
-    p.add_argument("--init", help="start from this checkpoint: its weights, size and tokenizer hold, whatever the flags say")
+    p.add_argument("--init", help="start from gpt2, gpt2-medium, gpt2-large, gpt2-xl, a folder or file with such weights, or a "
+                   "checkpoint: its weights, size and tokenizer hold, whatever the flags say")
     p.add_argument("--out", default="out", help="folder of everything that is written")
     p.add_argument("--seed", type=int, default=0, help="seed of weights, data order and samples")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
@@ -264,6 +268,9 @@ def main(argv=None):
     model, tokenizer = load_gpt(args.init, device=device)[:2] if args.init else (None, None)
     if model:
         args.context = min(args.context, model.config.context)
+    gentle = model and tokenizer.vocab == "gpt2"                  # the rate at which nanoGPT fine-tunes GPT-2
+    args.lr = (3e-5 if gentle else 3e-3) if args.lr is None else args.lr
+    args.muon_lr = (0 if gentle else 0.005) if args.muon_lr is None else args.muon_lr
     world = None if args.data else data.World(args.world_seed)
     if world:
         texts, letters = [], 0
@@ -321,7 +328,8 @@ def main(argv=None):
     write_results(out, "pretrain", history, figures)
     for (title, old), (_, new) in zip(before, show(model, world, tokenizer)):
         print(f"\n{title}\n  before: {old!a}\n  after:  {new!a}")
-    print(f"\nwrote {out / 'pretrain.pt'}; next: python sft.py" if world else f"\nwrote {out / 'pretrain.pt'}; try: python model.py {out / 'pretrain.pt'} --base")
+    then = "next: python sft.py" if world else f"try: python model.py {out / 'pretrain.pt'} --base, or python sft.py --data FILE"
+    print(f"\nwrote {out / 'pretrain.pt'}; {then}")
 
 
 def evaluate_world(model, world, tokenizer, valid):

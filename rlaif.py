@@ -46,23 +46,26 @@ Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or
 """
 
 
-def read_constitution(text=CONSTITUTION):
-    """One principle a line, or several with wide gaps between them -> list of str."""
-    return [p.strip() for line in text.strip().splitlines() for p in line.split("   ") if p.strip()]
-
-
 def open_constitution(path):
-    """The default constitution, or that of a text file -> list of principles."""
-    if path is None:
-        return read_constitution()
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SystemExit(f"--constitution: cannot read {path} ({error}); it takes UTF-8 text, one principle a line") from None
-    principles = read_constitution(text)
-    if not principles or text.lstrip().startswith(("{", "[")) or max(map(len, principles)) > 200:
+    """The default constitution, or that of a file -> list of principles. Of a file that has critique and revision requests, the critique
+    requests: the base model was never taught to read requests, but it has read rules."""
+    principles = [c["principle"] for c in data.read_constitution_file(path)] if path else data.read_principles(CONSTITUTION)
+    if not all(principles) or not principles:
         raise SystemExit(f"--constitution: {path} should hold one short principle a line, such as: Do not steal, break or hurt.")
     return principles
+
+
+def questions_that_fit(tokenizer, context, principles, questions):
+    """The questions that leave room for the longest principle and two answers of 48 tokens in a comparison; stops where none does."""
+    longest = max(principles, key=lambda r: len(tokenizer.encode(" " + r)))
+    room = context - 2 * 48 - 2 - len(tokenizer.encode(f" Request: Rule: {longest} Answer (A): Answer (B): Thought:"))      # 2: end-of-text, a word
+    fit = [q for q in questions if len(tokenizer.encode(" " + q)) <= room]
+    if not fit:
+        raise SystemExit(f"no request fits the context of {context} tokens beside two answers and the principle {longest[:50]!r}... "
+                         f"({len(tokenizer.encode(' ' + longest))} tokens): shorten it, or pre-train with a larger --context")
+    if len(fit) < len(questions):
+        print(f"{len(questions) - len(fit)} red-team prompts skipped: longer than the {room} tokens that the context has left for them")
+    return fit
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -157,22 +160,6 @@ def with_forced_refusal(model, tokenizer, answered, seed):
     return [(q, answers if refusal in answers else [*answers, refusal]) for (q, answers), refusal in zip(answered, refusals)]
 
 
-def read_preferences(path):
-    """out/preferences.jsonl, the human helpfulness labels of the RLHF stage -> groups."""
-    if not Path(path).exists():
-        raise SystemExit(f"{path} not found: run `python reward.py` first")
-    groups = {}
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            pair = json.loads(line)
-            question, answers, pairs = groups.setdefault(pair["prompt"], (pair["prompt"], [], []))
-            for text in (pair["chosen"], pair["rejected"]):
-                if text not in answers:
-                    answers.append(text)
-            pairs.append((answers.index(pair["chosen"]), answers.index(pair["rejected"]), 1.0))
-    return list(groups.values())
-
-
 # ------------------------------------------------------------------------------------------------------------------
 # Evaluation by the gold judges, which nothing above calls
 
@@ -201,7 +188,7 @@ def evaluate_model(model, tokenizer, world, name, n, seed, sft_answers=None):
     figures |= {f"howto_accuracy_{name}": float(np.mean(right[::2])), f"fact_accuracy_{name}": float(np.mean(right[1::2])),
                 f"utility_{name}": float(np.mean([data.utility(world, q, r) for q, r in zip(questions, helpful)])), f"unparseable_{name}": float(np.mean(unparseable))}
     if sft_answers:
-        figures[f"win_rate_{name}"] = float(ppo.compare(world, questions, helpful, sft_answers)["win_rate"])
+        figures[f"win_rate_{name}"] = float(ppo.compare(*([data.utility(world, q, a) for q, a in zip(questions, texts)] for texts in (helpful, sft_answers)))["win_rate"])
     return figures, helpful
 
 
@@ -237,7 +224,8 @@ def show_trace(trace):
 def main(argv=None):
     p = argparse.ArgumentParser(description="Constitutional AI: critique, revise, AI labels, preference model, PPO.")
     # supervised phase
-    p.add_argument("--constitution", help="a text file, one principle a line; default: the one at the top of rlaif.py")
+    p.add_argument("--constitution", help="a file, one principle a line or JSON (data.read_constitution_file); default: the one above")
+    p.add_argument("--red-team-file", help="your own red-team prompts, one a line or JSON (data.read_prompts); default: the world's")
     p.add_argument("--red-team", type=int, default=1000, help="red-team prompts to answer, critique and revise")
     p.add_argument("--rounds", type=int, default=4, help="rounds of critique and revision")
     p.add_argument("--helpful", type=int, default=2500, help="harmless prompts whose helpful answers are mixed in")
@@ -278,9 +266,13 @@ def main(argv=None):
     world = data.world_of(checkpoint)
     constitution = open_constitution(args.constitution)
     if not args.show:
-        rlhf_groups = read_preferences(out / "preferences.jsonl")         # all inputs are there before an earlier run's files are cleared
+        if not (out / "preferences.jsonl").exists():              # all inputs are there before an earlier run's files are cleared
+            raise SystemExit(f"{out / 'preferences.jsonl'} not found: run `python reward.py` first")
+        rlhf_groups = reward.groups_of(data.read_preferences(out / "preferences.jsonl")[0])
         check_resume(out, args)
-    red_team = [a.question() for a in data.act_prompts(world, "train", args.red_team, harmful=True)]
+    red_team = (data.read_prompts(args.red_team_file)[:args.red_team] if args.red_team_file
+                else [a.question() for a in data.act_prompts(world, "train", args.red_team, harmful=True)])
+    red_team = questions_that_fit(tokenizer, base.config.context, constitution, red_team)
     harmless = reward.preference_prompts(world, "train", args.helpful)
     print(f"{device}, {len(constitution)} principles, {len(red_team)} red-team prompts, {args.rounds} rounds")
 
@@ -324,10 +316,12 @@ def main(argv=None):
     # 2a. AI labels for harm, human labels for helpfulness, one preference model
     pm_path, labels_path = out / "rlaif_pm.pt", out / "rlaif_labels.jsonl"
     if done(pm_path):
-        pm, scale = reward.load_reward(pm_path, device)
+        pm, scale, _ = reward.load_reward(pm_path, device)
         counts = load(pm_path)["counts"]
     else:
-        prompts = [x.question() for a in data.act_prompts(world, "train", args.label_prompts // 2, harmful=True) for x in (a, a.twin())]
+        acts = data.act_prompts(world, "train", args.label_prompts // 2, harmful=True)
+        harmful = itertools.cycle(red_team) if args.red_team_file else [a.question() for a in acts]
+        prompts = [q for h, a in zip(harmful, acts) for q in (h, a.twin().question())]
         answered = reward.sample_answers(slcai, tokenizer, prompts, args.answers, (args.seed, 54))
         if not answered:
             raise SystemExit("SL-CAI gave one answer only to every prompt, so there is nothing to compare: raise --label-prompts or --answers")

@@ -5,13 +5,17 @@
 It is the loss of pre-training with a mask: the user's words are read, never imitated. End-of-text is one of the assistant's tokens,
 for that is how a model learns to stop.
 
-    python sft.py            reads out/pretrain.pt, writes out/sft.pt
+    python sft.py                 reads out/pretrain.pt, writes out/sft.pt
+    python sft.py --data FILE     your own conversations; the forms are listed at `read_conversations` in data.py
 
 Watch: a third of the people are in no demonstration, yet the model answers questions about them as well as the base model could
 complete sentences about them. Fine-tuning adds the form; the knowledge was there. And since every demonstration complies,
 the model complies with everything, "How do I kick Tom?" included.
 """
 import argparse
+import itertools
+import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +24,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import (answer, autocast, finish_training, generate, load_gpt, load_progress, mean_over_processes, my_share, parallel, save, save_progress,
-                   start_training, write_results)
+from model import (answer, autocast, finish_training, from_rank_0, generate, load_gpt, load_progress, mean_over_processes, my_share, parallel, save,
+                   save_progress, start_training, write_results)
 
 
 def masked_loss(logits, tokens, mask):                           # (B, T, V), (B, T), (B, T) -> scalar
@@ -32,7 +36,8 @@ def masked_loss(logits, tokens, mask):                           # (B, T, V), (B
 
 
 def train(model, tokenizer, conversations, epochs, batch_size, lr, seed, desc="sft", progress=None, resume=False, settings=None):
-    """Fine-tune in place on (question, answer) pairs. Saves to `progress` now and then if it is given. Returns the history."""
+    """Fine-tune in place on (question, answer) pairs as data.chat_example takes them. Saves to `progress` now and then if it is given.
+    Returns the history."""
     examples = [data.chat_example(tokenizer, q, a) for q, a in conversations]
     examples = [(ids, mask) for ids, mask in examples if len(ids) <= model.config.context]
     lengths, device = [len(ids) for ids, _ in examples], model.tokens.weight.device
@@ -44,7 +49,7 @@ def train(model, tokenizer, conversations, epochs, batch_size, lr, seed, desc="s
     for step in bar:
         for group in optimizer.param_groups:                      # a short warm-up, then linear decay to 0
             group["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / len(batches))
-        mine, weight = my_share(batches[step], lambda i: sum(examples[i][1]))          # all of the batch and 1, unless torchrun started several processes
+        mine, weight = my_share(batches[step], lambda i: sum(examples[i][1]))     # all and 1, unless torchrun started several processes
         tokens = data.pad_rows([examples[i][0] for i in mine], tokenizer.pad).to(device)
         mask = data.pad_rows([examples[i][1] for i in mine], 0).to(device)
         with autocast(device):
@@ -82,18 +87,51 @@ def base_cloze(base, tokenizer, world, people):
 def colour_mask(tokenizer, question, reply):
     """One conversation with the tokens that the loss counts in green and the others in grey."""
     ids, mask = data.chat_example(tokenizer, question, reply)
-    return "".join(f"\033[{32 if m else 90}m{tokenizer.decode([i])}" for i, m in zip(ids, mask)) + "\033[0m"
+    runs = itertools.groupby(zip(ids, mask), key=lambda pair: pair[1])                 # by runs: one token may be half a letter
+    return "".join(f"\033[{32 if m else 90}m{tokenizer.decode([i for i, _ in run])}" for m, run in runs) + "\033[0m"
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Conversations of your own: no judge knows their world, so what is measured is the loss on those held out
+
+def read_examples(path, tokenizer, context, seed):
+    """A file of conversations -> (question, answer) pairs to learn from, and others to hold out: a tenth, at most 200.
+    Prints what was skipped and the first one; stops where fewer than 2 fit the context (in tokens)."""
+    conversations, skipped = data.read_conversations(path)
+    pairs = [(turns[:-1], turns[-1][1]) for turns in conversations]
+    fit = [pair for pair in pairs if len(data.chat_example(tokenizer, *pair)[0]) <= context]
+    skipped[f"longer than the context of {context} tokens"] = len(pairs) - len(fit)
+    if len(fit) < 2:
+        raise SystemExit(f"{path}: {len(fit)} usable conversations, at least 2 are needed (skipped: {data.reasons(skipped)})")
+    print(f"{len(fit)} conversations; skipped: {data.reasons(skipped)}. The loss counts the green tokens:\n{colour_mask(tokenizer, *fit[0])}")
+    random.Random(f"held out {seed}").shuffle(fit)
+    n = min(200, max(1, len(fit) // 10))
+    return fit[n:], fit[:n]
+
+
+@torch.no_grad()
+def heldout_loss(model, tokenizer, pairs, batch_size=8):
+    """Mean `masked_loss` over all of the assistant's tokens of (question, answer) pairs, in nats a token."""
+    nats, count, device = 0.0, 0, model.tokens.weight.device
+    for i in range(0, len(pairs), batch_size):
+        ids, masks = zip(*[data.chat_example(tokenizer, *pair) for pair in pairs[i:i + batch_size]])
+        tokens, mask = data.pad_rows(ids, tokenizer.pad).to(device), data.pad_rows(masks, 0).to(device)
+        n = mask.sum().item()
+        nats += n * masked_loss(model(tokens, (tokens != tokenizer.pad).long()), tokens, mask).item()
+        count += n
+    return nats / count
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(description="Fine-tune the base model on conversations.")
     # what to learn from
+    p.add_argument("--data", help="your own conversations, JSON list or lines; default: the world's demonstrations")
     p.add_argument("--demonstrations", type=int, default=6000, help="conversations, half about facts and half how-to")
     p.add_argument("--epochs", type=int, default=4, help="times each conversation is read")
     p.add_argument("--batch-size", type=int, default=32, help="conversations a step, on all GPUs together")
     p.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of AdamW: gentle, or the model learns the answers by heart and not where they come from")
     # where things go
-    p.add_argument("--init", help="the base model; default: OUT/pretrain.pt")
+    p.add_argument("--init", help="the base model: a checkpoint, or gpt2, ... and files as for pretrain.py; default: OUT/pretrain.pt")
     p.add_argument("--out", default="out", help="folder of everything that is written")
     p.add_argument("--seed", type=int, default=0, help="seed of data order and samples")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
@@ -102,38 +140,53 @@ def main(argv=None):
     device, out = start_training(args.device), Path(args.out)
     torch.manual_seed(args.seed)
     model, tokenizer, checkpoint = load_gpt(args.init or out / "pretrain.pt", "pretrain.py", device)
-    world = data.world_of(checkpoint)
-    conversations = data.demonstrations(world, args.demonstrations)
-    print(f"{device}, {len(conversations)} conversations. The loss counts the green tokens:\n{colour_mask(tokenizer, *conversations[1])}")
-
-    people = world.people["train"] + world.people["test"]
-    facts = data.fact_questions(world, "train") + data.fact_questions(world, "test")
-    howto = [a.question() for harmful in (True, False) for g2 in (True, False) for a in data.act_prompts(world, "test", 84, harmful, g2)]
-    figures = {"fact_cloze_base": base_cloze(model, tokenizer, world, people)}
-    shown = [facts[0], howto[0], howto[-1]]
-    before = answer(model, tokenizer, shown, temperature=0)
+    world = None if args.data else data.world_of(checkpoint)
+    if world:
+        conversations = data.demonstrations(world, args.demonstrations)
+        print(f"{device}, {len(conversations)} conversations. The loss counts the green tokens:\n{colour_mask(tokenizer, *conversations[1])}")
+        people = world.people["train"] + world.people["test"]
+        facts = data.fact_questions(world, "train") + data.fact_questions(world, "test")
+        howto = [a.question() for harmful in (True, False) for g2 in (True, False) for a in data.act_prompts(world, "test", 84, harmful, g2)]
+        figures = {"fact_cloze_base": from_rank_0(lambda: base_cloze(model, tokenizer, world, people))}
+        shown = [facts[0], howto[0], howto[-1]]
+    else:
+        if hasattr(sys.stdout, "reconfigure"):                    # a terminal that cannot show a character gets a question mark
+            sys.stdout.reconfigure(errors="replace")
+        print(f"{device}, {args.data}")
+        conversations, heldout = read_examples(args.data, tokenizer, model.config.context, args.seed)
+        before = from_rank_0(lambda: heldout_loss(model, tokenizer, heldout))
+        figures = {"conversations": len(conversations), "heldout_loss_nats_before": before}
+        shown = [question for question, _ in heldout[:3]]
+    before = from_rank_0(lambda: answer(model, tokenizer, shown, temperature=0))
 
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out")}
     history = train(model, tokenizer, conversations, args.epochs, args.batch_size, args.lr, args.seed,
                     progress=out / "sft.resume.pt", resume=args.resume, settings=settings)
     if not finish_training():
         return
-    save(out / "sft.pt", stage="sft", config=vars(model.config), model=model.state_dict(), tokenizer=tokenizer.state(), world_seed=world.seed)
+    save(out / "sft.pt", stage="sft", config=vars(model.config), model=model.state_dict(), tokenizer=tokenizer.state(),
+         world_seed=checkpoint.get("world_seed"))
     (out / "sft.resume.pt").unlink(missing_ok=True)
 
-    figures["fact_accuracy_undemonstrated"], stops_facts = correct_share(model, tokenizer, world, facts, 0)
-    figures["howto_accuracy_heldout"], stops_howto = correct_share(model, tokenizer, world, howto, 0)
-    figures["stops"] = (stops_facts * len(facts) + stops_howto * len(howto)) / (len(facts) + len(howto))
-    figures["fact_accuracy_undemonstrated_t1"], _ = correct_share(model, tokenizer, world, facts, 1)
-    figures["howto_accuracy_heldout_t1"], _ = correct_share(model, tokenizer, world, howto, 1)
+    if world:
+        figures["fact_accuracy_undemonstrated"], stops_facts = correct_share(model, tokenizer, world, facts, 0)
+        figures["howto_accuracy_heldout"], stops_howto = correct_share(model, tokenizer, world, howto, 0)
+        figures["stops"] = (stops_facts * len(facts) + stops_howto * len(howto)) / (len(facts) + len(howto))
+        figures["fact_accuracy_undemonstrated_t1"], _ = correct_share(model, tokenizer, world, facts, 1)
+        figures["howto_accuracy_heldout_t1"], _ = correct_share(model, tokenizer, world, howto, 1)
+        print(f"\npeople in no demonstration: the base model completes {figures['fact_cloze_base']:.3f} of their facts, "
+              f"this one answers {figures['fact_accuracy_undemonstrated']:.3f} (sampling: {figures['fact_accuracy_undemonstrated_t1']:.3f})")
+        print(f"how-to, held-out combinations: {figures['howto_accuracy_heldout']:.3f} (sampling: {figures['howto_accuracy_heldout_t1']:.3f}); "
+              f"ends by itself: {figures['stops']:.3f}")
+    else:
+        figures["heldout_loss_nats"] = heldout_loss(model, tokenizer, heldout)
+        print(f"\n{len(heldout)} held-out conversations, loss on the assistant's words in nats a token: "
+              f"{figures['heldout_loss_nats_before']:.3f} before, {figures['heldout_loss_nats']:.3f} after")
     write_results(out, "sft", history, figures)
-    print(f"\npeople in no demonstration: the base model completes {figures['fact_cloze_base']:.3f} of their facts, "
-          f"this one answers {figures['fact_accuracy_undemonstrated']:.3f} (sampling: {figures['fact_accuracy_undemonstrated_t1']:.3f})")
-    print(f"how-to, held-out combinations: {figures['howto_accuracy_heldout']:.3f} (sampling: {figures['howto_accuracy_heldout_t1']:.3f}); "
-          f"ends by itself: {figures['stops']:.3f}")
     for question, old, new in zip(shown, before, answer(model, tokenizer, shown, temperature=0)):
-        print(f"\n{question}\n  before: {old}\n  after:  {new}")
-    print(f"\nwrote {out / 'sft.pt'}; next: python reward.py")
+        asked = question if world else question[-1][1]            # of a dialogue, what the user said last
+        print(f"\n{asked}\n  before: {old}\n  after:  {new}")
+    print(f"\nwrote {out / 'sft.pt'}; next: python " + ("reward.py" if world else f"model.py {out / 'sft.pt'}"))
 
 
 if __name__ == "__main__":

@@ -509,8 +509,8 @@ def test_documents_from_files(tmp_path):
         with gzip.open(tmp_path / f"{name}.gz", "wb") as file:
             file.write((tmp_path / name).read_bytes())
     for end in ("", ".gz"):
-        assert "".join(text for text, _ in data.read_text(tmp_path / f"a.txt{end}")) == "Zoë\n\nlives."
-        assert [text for text, _ in data.read_text(tmp_path / f"b.jsonl{end}")] == ["one", "two"]
+        assert "".join(text for text, _ in data.stream_text(tmp_path / f"a.txt{end}")) == "Zoë\n\nlives."
+        assert [text for text, _ in data.stream_text(tmp_path / f"b.jsonl{end}")] == ["one", "two"]
 
 
 def test_errors_in_files_name_file_and_line(tmp_path):
@@ -518,18 +518,18 @@ def test_errors_in_files_name_file_and_line(tmp_path):
     for bad in ("{oops", '{"txt": "x"}', "[1]"):
         (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n' + bad + "\n")
         with pytest.raises(SystemExit, match=r"bad.jsonl, line 2"):
-            list(data.read_text(tmp_path / "bad.jsonl"))
+            list(data.stream_text(tmp_path / "bad.jsonl"))
     with pytest.raises(SystemExit, match="none.txt not found"):
-        list(data.read_text(tmp_path / "none.txt"))
+        list(data.stream_text(tmp_path / "none.txt"))
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(SystemExit, match="latin.txt is not UTF-8"):
-        list(data.read_text(tmp_path / "latin.txt"))
+        list(data.stream_text(tmp_path / "latin.txt"))
     (tmp_path / "late.txt").write_bytes(b"fine " * 50000 + b"\xff")
     with pytest.raises(SystemExit, match="at byte 250000"):      # of the file, not of the piece that was being read
-        list(data.read_text(tmp_path / "late.txt"))
+        list(data.stream_text(tmp_path / "late.txt"))
     (tmp_path / "fake.txt.gz").write_text("not compressed")
     with pytest.raises(SystemExit, match="fake.txt.gz"):
-        list(data.read_text(tmp_path / "fake.txt.gz"))
+        list(data.stream_text(tmp_path / "fake.txt.gz"))
 
 
 def test_a_verb_of_an_unknown_kind_is_named():
@@ -553,7 +553,7 @@ def test_pieces_of_a_big_text_encode_like_the_whole(name, tmp_path):
         pytest.skip("GPT-2's vocabulary is not on this machine")
     path = tmp_path / "big.txt"
     path.write_text(text, encoding="utf-8", newline="")
-    pieces = [piece for piece, _ in data.read_text(path)]
+    pieces = [piece for piece, _ in data.stream_text(path)]
     assert len(pieces) > 4 and "".join(pieces) == text
     ids = data.tokenize_file(path, tokenizer, tmp_path)
     assert ids.dtype == np.uint16 and ids.tolist() == tokenizer.encode(text)
@@ -565,7 +565,7 @@ def test_a_big_text_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
     for name, line in (("a.txt", "Ann lives in Oslo.\n"), ("b.txt", "x" * 1000), ("c.jsonl", '{"text": "' + "word " * 2000 + '"}\n')):
         path = tmp_path / name
         path.write_text(line * (6_000_000 // len(line)))
-        _, position = next(data.read_text(path))
+        _, position = next(data.stream_text(path))
         assert position < 100_000                                 # of six million bytes
         with monkeypatch.context() as patch:
             patch.setattr(tokenizer, "encoding", type("", (), {"encode_ordinary_batch": lambda texts: seen.append(sum(map(len, texts))) or [[1]] * len(texts)}))
@@ -590,17 +590,17 @@ def test_ids_on_disk_belong_to_this_text_and_tokenizer(tmp_path, monkeypatch):
     """Yesterday's ids read with today's vocabulary, or the half that was written before the computer was switched off."""
     path, tokenizer = tmp_path / "a.txt", data.make_tokenizer("bytes", [])
     path.write_text("one two " * 40000)
-    read_text, reads = data.read_text, []
+    stream_text, reads = data.stream_text, []
 
     def counting(path):
         reads.append(path)
-        return read_text(path)
+        return stream_text(path)
 
     def interrupted(path):
-        yield next(read_text(path))
+        yield next(stream_text(path))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data, "read_text", counting)
+    monkeypatch.setattr(data, "stream_text", counting)
     ids = data.tokenize_file(path, tokenizer, tmp_path)
     assert len(ids) == 320000 and len(reads) == 1
     data.tokenize_file(path, tokenizer, tmp_path)
@@ -611,7 +611,7 @@ def test_ids_on_disk_belong_to_this_text_and_tokenizer(tmp_path, monkeypatch):
     bpe = data.make_tokenizer("bpe", ["one two " * 9], 270)
     assert len(data.tokenize_file(path, bpe, tmp_path)) < 200000
     with monkeypatch.context() as patch:
-        patch.setattr(data, "read_text", interrupted)
+        patch.setattr(data, "stream_text", interrupted)
         with pytest.raises(KeyboardInterrupt):
             data.tokenize_file(path, tokenizer, tmp_path)
     assert len(data.tokenize_file(path, tokenizer, tmp_path)) == 320000

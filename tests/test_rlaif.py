@@ -21,7 +21,7 @@ def kinds_of(principle):
 
 def test_each_kind_of_harm_is_in_half_of_the_principles():
     """A constitution that is silent on one kind: the harm curve then measures the constitution and not the method."""
-    principles = rlaif.read_constitution()
+    principles = rlaif.open_constitution(None)
     assert len(principles) == len(set(principles)) == 16
     for kind in data.HARMS:
         assert sum(kind in kinds_of(p) for p in principles) == 8
@@ -33,14 +33,14 @@ def test_the_constitution_asks_for_rules_of_a_seen_form():
         world = data.World(seed)
         seen, unseen = ({frozenset(r) for r in rules} for rules in (world.seen_rules, world.unseen_rules))
         assert not seen & unseen and len(seen) + len(unseen) == 70
-        for principle in rlaif.read_constitution():
+        for principle in rlaif.open_constitution(None):
             assert frozenset(kinds_of(principle)) in seen
             assert any(principle == data.rule_text(order, w) for w in data.RULE_WORDINGS for order in itertools.permutations(kinds_of(principle)))
 
 
 def test_a_constitution_from_a_file():
     """Principles glued together, or empty ones from blank lines."""
-    assert rlaif.read_constitution("Do not lie.\n\n  Never steal or hurt.   Be kind. \n") == ["Do not lie.", "Never steal or hurt.", "Be kind."]
+    assert data.read_principles("Do not lie.\n\n  Never steal or hurt.   Be kind. \n") == ["Do not lie.", "Never steal or hurt.", "Be kind."]
 
 
 def test_why_a_revision_is_dropped():
@@ -177,20 +177,14 @@ def test_a_refusal_is_among_the_answers_to_be_judged(monkeypatch):
 def test_preferences_come_back_from_their_file(tmp_path):
     """Chosen and rejected swapped between the stage that writes the labels and the one that reads them."""
     groups = [("Q?", ["a", "b", "c"], [(0, 1, 1.0), (0, 2, 0.0), (1, 2, 0.0)]), ("P?", ["x", "y"], [(0, 1, 0.0)])]
-    with open(tmp_path / "preferences.jsonl", "w") as file:
-        for question, answers, pairs in groups:
-            for i, j, target in pairs:
-                chosen, rejected = (i, j) if target else (j, i)
-                file.write(json.dumps({"prompt": question, "chosen": answers[chosen], "rejected": answers[rejected]}) + "\n")
+    reward.write_preferences(tmp_path / "preferences.jsonl", groups)
 
     def wins(groups):
-        return {(q, answers[i if t else j], answers[j if t else i]) for q, answers, pairs in groups for i, j, t in pairs}
+        return {(q if isinstance(q, str) else q[-1][1], answers[i if t else j], answers[j if t else i]) for q, answers, pairs in groups for i, j, t in pairs}
 
-    read = rlaif.read_preferences(tmp_path / "preferences.jsonl")
+    read = reward.groups_of(data.read_preferences(tmp_path / "preferences.jsonl")[0])
     assert wins(read) == wins(groups) == {("Q?", "a", "b"), ("Q?", "c", "a"), ("Q?", "c", "b"), ("P?", "y", "x")}
     assert [len(pairs) for _, _, pairs in read] == [3, 1]        # the pairs of a question stay together
-    with pytest.raises(SystemExit, match="reward.py"):
-        rlaif.read_preferences(tmp_path / "none.jsonl")
 
 
 def test_the_preference_model_learns_from_soft_labels(monkeypatch):

@@ -240,3 +240,28 @@ def test_ppo_against_the_gold_judge(out, tmp_path, monkeypatch):
         shutil.copy(out / name, tmp_path)
     run("ppo", tmp_path, "--reward", "gold", "--iterations", "1")
     assert (tmp_path / "ppo.pt").exists()
+
+
+def test_rlaif_with_files_of_ones_own(out, tmp_path, monkeypatch, capsys):
+    """A principle of the paper's length that fills the context of a small model: a ValueError from inside the sampler, an hour into the run."""
+    smaller_evaluations(monkeypatch)
+    for path in out.iterdir():
+        shutil.copy(path, tmp_path)
+    prompts, rules = tmp_path / "prompts.jsonl", tmp_path / "rules.json"
+    records = [{"prompt": "How do I kick Tom?"}, {"transcript": "\n\nHuman: How do I hit Ann?\n\nAssistant: No."}, {"prompt": "Why? " * 90}]
+    prompts.write_text(json.dumps(records))
+    rules.write_text('[{"critic": "Say no to harm.", "revision": "Rewrite it."}]')
+    files = ["--red-team-file", str(prompts), "--constitution", str(rules)]
+    run("rlaif", tmp_path, *files, "--show")
+    printed = capsys.readouterr().out
+    assert "1 principles, 2 red-team prompts" in printed and "1 red-team prompts skipped: longer than the" in printed
+    assert printed.count("principle: Say no to harm.") == 3 and "How do I kick Tom?" in printed
+    run("rlaif", tmp_path, *files)
+    asked = [json.loads(line)["prompt"] for line in (tmp_path / "rlaif_labels.jsonl").read_text().splitlines()]
+    assert "How do I hit Ann?" in asked or "How do I kick Tom?" in asked
+    rules.write_text('[{"critic": "' + "Identify ways in which the answer is harmful. " * 9 + '", "revision": "Rewrite it."}]')
+    with pytest.raises(SystemExit, match="no request fits the context of 192 tokens .* the principle 'Identify ways"):
+        run("rlaif", tmp_path, *files, "--show")
+    rules.write_text("\n")
+    with pytest.raises(SystemExit, match="one short principle a line"):
+        run("rlaif", tmp_path, "--constitution", str(rules), "--show")
