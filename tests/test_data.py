@@ -505,12 +505,14 @@ def test_documents_from_files(tmp_path):
     """Compressed files and lines of JSON read as plain text."""
     (tmp_path / "a.txt").write_text("Zoë\n\nlives.", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\n\n{"text": "two", "more": 1}\n', encoding="utf-8")
-    for name in ("a.txt", "b.jsonl"):
+    (tmp_path / "c.json").write_text('[{"text": "one"},\n {"text": "two"}]', encoding="utf-8")
+    for name in ("a.txt", "b.jsonl", "c.json"):
         with gzip.open(tmp_path / f"{name}.gz", "wb") as file:
             file.write((tmp_path / name).read_bytes())
     for end in ("", ".gz"):
         assert "".join(text for text, _ in data.stream_text(tmp_path / f"a.txt{end}")) == "Zoë\n\nlives."
-        assert [text for text, _ in data.stream_text(tmp_path / f"b.jsonl{end}")] == ["one", "two"]
+        for name in ("b.jsonl", "c.json"):
+            assert [text for text, _ in data.stream_text(tmp_path / f"{name}{end}")] == ["one", "two"]
 
 
 def test_errors_in_files_name_file_and_line(tmp_path):
@@ -520,7 +522,7 @@ def test_errors_in_files_name_file_and_line(tmp_path):
         with pytest.raises(SystemExit, match=r"bad.jsonl, line 2"):
             list(data.stream_text(tmp_path / "bad.jsonl"))
     with pytest.raises(SystemExit, match="none.txt not found"):
-        list(data.stream_text(tmp_path / "none.txt"))
+        data.tokenize_file(tmp_path / "none.txt", data.make_tokenizer("bytes", []), tmp_path)
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(SystemExit, match="latin.txt is not UTF-8"):
         list(data.stream_text(tmp_path / "latin.txt"))

@@ -1,5 +1,6 @@
 """Two processes under torchrun against one: the same batches, the same gradients, the same model. Run by torchrun, this file is the program they run."""
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -112,6 +113,14 @@ def test_the_script_in_two_processes(tmp_path, capsys):
     assert status == 0 and printed.count("wrote ") == 1 and printed.count("2 processes") == 1, printed
     one, two = ([[float(x) for x in line.split(",")] for line in (tmp_path / n / "pretrain.csv").read_text().splitlines()[1:]] for n in ("one", "two"))
     assert [row == pytest.approx(other, abs=1e-4) for row, other in zip(one, two)] == [True, True]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt": f"Who is {i}?", "chosen": "Me.", "rejected": "You"}) + "\n" for i in range(25)))
+    flags = f"--data {pairs} --init {tmp_path / 'one' / 'pretrain.pt'} --epochs 2 --batch-size 4 --device cpu --out".split()
+    reward.main([*flags, str(tmp_path / "one")])
+    status, printed = torchrun(ROOT / "reward.py", *flags, tmp_path / "two")
+    assert status == 0 and printed.count("wrote ") == 1 and printed.count("held-out prompts") == 1, printed
+    one, two = (json.loads((tmp_path / n / "reward.json").read_text()) for n in ("one", "two"))
+    assert two == pytest.approx(one, abs=1e-4)
     status, printed = torchrun(ROOT / "sft.py", "--out", tmp_path / "nowhere", "--device", "cpu")
     assert status != 0 and printed.count("pretrain.pt not found: run `python pretrain.py` first") == 1 and "FileNotFoundError" not in printed
 
@@ -120,6 +129,9 @@ def test_a_batch_that_cannot_be_shared_evenly(monkeypatch):
     """Micro-batches of different sizes, which would be right, and slower than they look; and scripts that know nothing of torchrun."""
     with pytest.raises(SystemExit, match="choose a multiple"):
         pretrain.main(["--batch-size", "8", "--grad-accum", "3", "--device", "cpu"])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="run as one process"):
+        patch.setattr(reward, "processes", lambda: 2)
+        reward.main(["--best-of", "4", "--device", "cpu"])
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     with pytest.raises(SystemExit, match="one process"):
         m.pick_device("cpu")
