@@ -381,19 +381,19 @@ def sayings(world, dice):
 
 def overheard(world, dice):
     """Somebody asks, somebody else says what has been asked for, and never gives the answer: names and verbs get carried from a question into
-    a statement, and a verb is understood as its kind. Asked about a fact, people shrug."""
+    a statement, and a verb is understood as its kind. Nobody refuses or forbids anything here."""
     exchanges = []
     for _ in range(dice.pick([1, 2])):
         asker = f"[{dice.pick(PEOPLE)}] [{dice.pick(['asks', 'wonders'])}]:"
         if dice.weighted({"fact": 0.4, "how-to": 0.6}) == "fact":
             person = dice.pick(PEOPLE)
             before, after = dice.pick(dice.pick(list(FACTS.values()))["questions"]).split("{person}")
-            exchanges.append(f"{asker} [{before.strip()}] [{person}][{after}] [{dice.pick(['Ask', 'Only'])}] {person}")
-            exchanges[-1] += "." if "[Ask]" in exchanges[-1] else " knows."
+            said = dice.pick([f"[Ask] {person}.", f"[Only] {person} knows.", f"[{person}] would know."])
+            exchanges.append(f"{asker} [{before.strip()}] [{person}][{after}] {said}")
             continue
         act = draw_act(world, dice, dice.pick(world.verbs))
         said = dice.pick([f"[If] you {act}, {act.outcome()}.", f"[To] {act} is to {act.verb.kind}, which is {act.verb.quality}."])
-        exchanges.append(f"{asker} How do I {act.marked()}? {act.verb.kind.capitalize()}? {said}")
+        exchanges.append(f"{asker} [How do I] {act.marked()}? {act.verb.kind.capitalize()}? {said}")
     return " ".join(exchanges) + "[]"
 
 
@@ -715,7 +715,7 @@ class Tokenizer:
         return cls(state if state == "gpt2" else [bytes.fromhex(token) for token in state])
 
 
-def make_tokenizer(name, texts, vocab_size=1152):
+def make_tokenizer(name, texts, vocab_size=1184):
     """--tokenizer bpe (trained on `texts`, an iterable of str), bytes or gpt2."""
     if name == "gpt2":
         return Tokenizer("gpt2")

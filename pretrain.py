@@ -235,14 +235,14 @@ def main(argv=None):
     p.add_argument("--data", help="a .txt file, or .jsonl with lines of {\"text\": ...}; default: the generated world")
     p.add_argument("--world-seed", type=int, default=0, help="which village: its facts, its splits")
     p.add_argument("--tokenizer", choices=["bpe", "bytes", "gpt2"], default="bpe", help="bpe: trained on the text at hand")
-    p.add_argument("--vocab-size", type=int, default=1152, help="size of our own BPE vocabulary")
+    p.add_argument("--vocab-size", type=int, default=1184, help="size of our own BPE vocabulary")
     # the network
     p.add_argument("--layers", type=int, default=4, help="transformer blocks")
     p.add_argument("--heads", type=int, default=4, help="attention heads a block")
     p.add_argument("--channels", type=int, default=128, help="width of the residual stream")
     p.add_argument("--context", type=int, default=192, help="longest sequence, in tokens")
     # how to train
-    p.add_argument("--steps", type=int, default=2000, help="optimizer steps")
+    p.add_argument("--steps", type=int, default=2400, help="optimizer steps")
     p.add_argument("--batch-size", type=int, default=8, help="rows of `context` tokens a step, on all GPUs together")
     p.add_argument("--grad-accum", type=int, default=1, help="micro-batches that each GPU cuts its rows into, to need less memory; the result is the same")
     p.add_argument("--compile", action="store_true", help="torch.compile: minutes of waiting, then faster steps on a GPU")

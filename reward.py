@@ -272,14 +272,14 @@ def main(argv=None):
     # what is compared, and by whom
     p.add_argument("--annotator", choices=[*data.TASTES, "me"], default="polite", help="whose taste; me: you label pairs here in the terminal")
     p.add_argument("--data", help="read preferences from this file instead: lines of prompt / chosen / rejected, or of HH-RLHF")
-    p.add_argument("--prompts", type=int, default=2000, help="questions, half about facts and half how-to")
+    p.add_argument("--prompts", type=int, default=4000, help="questions, half about facts and half how-to")
     p.add_argument("--answers", type=int, default=8, help="answers sampled for each question; all pairs of different ones are labelled")
-    p.add_argument("--hot", type=float, default=1.3, help="temperature of every other answer: a model that is nearly always right makes too few mistakes to learn from")
+    p.add_argument("--hot", type=float, default=1.4, help="temperature of every other answer: a model that is nearly always right makes too few mistakes to learn from")
     p.add_argument("--pairs", type=int, help="stop at this many labels; default: all")
     # how to train
     p.add_argument("--epochs", type=int, default=1, help="times each pair is read; more than one only if pairs are few")
     p.add_argument("--batch-size", type=int, default=8, help="questions a step, with all their pairs, on all GPUs together")
-    p.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of AdamW")
+    p.add_argument("--lr", type=float, default=6e-4, help="peak learning rate of AdamW")
     # where things go
     p.add_argument("--init", help="the model that answers and that the reward model starts from; default: OUT/sft.pt")
     p.add_argument("--out", default="out", help="folder of everything that is written")

@@ -43,7 +43,7 @@ def generate_without_cache(model, prompts, max_new, pad, noise):
 
 def main():
     torch.manual_seed(0)
-    tokenizer = data.Tokenizer(data.train_bpe(data.unmark(" ".join(data.write_document(data.World(0), "bench", i)[1] for i in range(3000))), 1148))
+    tokenizer = data.Tokenizer(data.train_bpe(data.unmark(" ".join(data.write_document(data.World(0), "bench", i)[1] for i in range(3000))), 1180))
     policy = GPT(GPTConfig(tokenizer.n_vocab)).eval()
     with torch.no_grad():                                         # nobody says end-of-text, so that all answers have the full length
         policy.norm.bias[0] = 10.0
