@@ -12,11 +12,15 @@ Read in order: the tables, World, the documents, the conversations, the annotato
 template, batches, files.
 """
 import argparse
+import contextlib
 import gzip
+import hashlib
 import heapq
+import io
 import itertools
 import json
 import math
+import os
 import random
 import re
 import zlib
@@ -26,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 import torch
+from tqdm import tqdm
 
 # ------------------------------------------------------------------------------------------------------------------
 # 1. The world in tables. To add a person or a rule wording, add a word or a line here; a verb comes with its benign twin.
@@ -755,6 +760,10 @@ class Tokenizer:
         """Ids -> text; special tokens show as their names."""
         return self.encoding.decode(list(ids))
 
+    def bytes_per_token(self):
+        """How many bytes of text each id stands for, 0 for the special ones: int array (V,)."""
+        return np.array([len(self.encoding.decode_single_token_bytes(i)) if i < self.eot else 0 for i in range(self.n_vocab)])
+
     def state(self):
         """What a checkpoint keeps of the tokenizer: `Tokenizer.load(state)` gives it back."""
         return self.vocab if self.vocab == "gpt2" else [token.hex() for token in self.vocab]
@@ -848,9 +857,9 @@ def row_batch(rows, batch_size, seed, step):
 
 
 def window_batch(ids, length, batch_size, seed, step):
-    """Random windows of one long text: ids (N,) -> (batch_size, length + 1)."""
+    """Random windows of one long text, which may lie on disk: ids (N,) of any type of integer -> (batch_size, length + 1) of int64."""
     starts = np.random.default_rng([seed, step]).integers(0, len(ids) - length, batch_size)
-    return torch.from_numpy(np.stack([ids[s:s + length + 1] for s in starts]))
+    return torch.from_numpy(np.stack([ids[s:s + length + 1] for s in starts]).astype(np.int64))
 
 
 def chat_turns(tokenizer, turns):
@@ -905,29 +914,33 @@ def length_batches(lengths, batch_size, *key):
 # 8. Files of your own. The form of a file is found by looking into it: gzip or not, a JSON list or JSON lines, whose keys. A record that
 # cannot be read stops with its line and what it holds; a record that is merely of no use is skipped, and the reasons are counted.
 
-def read_text(path):
-    """The text of a UTF-8 file, gzip or not, without a byte order mark and with \n at the ends of lines."""
+@contextlib.contextmanager
+def open_text(path):
+    """Open a UTF-8 file, gzip or not -> (its text, without a byte order mark and with \\n at the ends of lines; the file of bytes under it).
+    Stops in one sentence where it cannot be read, at once or later."""
     try:
-        raw = Path(path).read_bytes()
-        packed = raw.startswith(b"\x1f\x8b") or Path(path).suffix == ".gz"
-        raw = gzip.decompress(raw) if packed else raw
-        text = raw.decode("utf-8-sig")
+        with open(path, "rb") as raw:
+            if raw.peek().startswith(b"version https://git-lfs.github.com/spec/"):
+                raise SystemExit(f"{path} is a git-lfs pointer, not the data it stands for: run `git lfs pull` where it was cloned")
+            packed = raw.peek().startswith(b"\x1f\x8b") or Path(path).suffix == ".gz"
+            file = io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if packed else raw, encoding="utf-8-sig")
+            try:
+                yield file, raw
+            except UnicodeDecodeError as error:
+                at = file.buffer.tell() - len(error.object) + error.start
+                raise SystemExit(f"{path} is not UTF-8 text ({error.reason} at byte {at}): convert it first") from None
     except FileNotFoundError:
         raise SystemExit(f"{path} not found: check the path") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise SystemExit(f"{path} is not a whole gzip file ({error}): fetch it again, or drop .gz from its name") from None
-    except UnicodeDecodeError as error:
-        raise SystemExit(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it first") from None
     except OSError as error:
         raise SystemExit(f"{path} cannot be read ({error.strerror})") from None
-    if text.startswith("version https://git-lfs.github.com/spec/"):
-        raise SystemExit(f"{path} is a git-lfs pointer, not the data it stands for: run `git lfs pull` where it was cloned")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def is_json(text):
-    """JSON or plain text?"""
-    return text.lstrip().startswith(("{", "["))
+def read_text(path):
+    """The whole text of a small file."""
+    with open_text(path) as (file, _):
+        return file.read()
 
 
 def parse_json(path, text, line=1):
@@ -940,16 +953,17 @@ def parse_json(path, text, line=1):
 
 
 def read_records(path):
-    """A JSON list or JSON lines -> iterator of ("line 3" or "record 3", the record)."""
-    text = read_text(path)
-    if not text.strip():
-        raise SystemExit(f"{path} is empty")
-    if text.lstrip().startswith("["):
-        yield from ((f"record {n}", record) for n, record in enumerate(parse_json(path, text), 1))
-        return
-    for n, line in enumerate(text.split("\n"), 1):               # not splitlines: a JSON string may hold other ends of lines as they are
-        if line.strip():
-            yield f"line {n}", parse_json(path, line, n)
+    """A JSON list or JSON lines -> iterator of ("line 3" or "record 3", the record, bytes of the file read so far). Lines are read one by one."""
+    with open_text(path) as (file, raw):
+        lines = ((n, line) for n, line in enumerate(file, 1) if line.strip())
+        n, line = next(lines, (0, ""))
+        if not line:
+            raise SystemExit(f"{path} is empty")
+        if line.lstrip().startswith("["):
+            yield from ((f"record {i}", record, raw.tell()) for i, record in enumerate(parse_json(path, line + file.read(), n), 1))
+            return
+        for n, line in itertools.chain([(n, line)], lines):
+            yield f"line {n}", parse_json(path, line, n), raw.tell()
 
 
 def outline(value):
@@ -969,7 +983,7 @@ def unreadable(path, place, record, forms):
 def read_usable(path, read, forms):
     """Each record of a file through `read`, which returns what it holds, or a str that says why it is of no use -> (list, Counter of reasons)."""
     kept, skipped = [], Counter()
-    for place, record in read_records(path):
+    for place, record, _ in read_records(path):
         try:
             result = read(record)
         except (KeyError, TypeError, ValueError):
@@ -985,7 +999,7 @@ def read_usable(path, read, forms):
 
 def reasons(skipped):
     """Counter -> "3 with an empty answer, 1 with equal answers"."""
-    return ", ".join(f"{n} {why}" for why, n in sorted(skipped.items())) or "none"
+    return ", ".join(f"{n} {why}" for why, n in sorted(skipped.items()) if n) or "none"
 
 
 ROLES = {"human": "user", "gpt": "assistant", "Human": "user", "Assistant": "assistant"}
@@ -1035,18 +1049,6 @@ def why_useless(turns):
     return None if all(text for _, text in turns) else "with an empty turn"
 
 
-def conversation_of(record):
-    """One record of any form -> [(role, text)], or why it is of no use."""
-    if "messages" in record or "conversations" in record:
-        turns = turns_of(list(record["messages" if "messages" in record else "conversations"]))
-    elif "instruction" in record:
-        asked = [part for part in (record["instruction"], record.get("input")) if part]
-        turns = [("user", "\n\n".join(asked).strip()), *turns_of(record["output"], "assistant")]
-    else:
-        turns = prompt_turns(record["prompt"]) + turns_of(record["completion"], "assistant")
-    return why_useless(turns) or turns
-
-
 def read_conversations(path):
     """Conversations for sft.py -> (list of conversations, Counter of why others were skipped).
 
@@ -1054,22 +1056,18 @@ def read_conversations(path):
     first user turn. Forms: {"messages": [{"role", "content"}]}, ShareGPT {"conversations": [{"from", "value"}]}, Alpaca {"instruction",
     "input", "output"}, and {"prompt", "completion"}, strings or message lists.
     """
-    return read_usable(path, conversation_of, ['{"messages": [{"role", "content"}]}', '{"conversations": [{"from", "value"}]}',
-                                               '{"instruction", "input", "output"}', '{"prompt", "completion"}'])
+    def read(record):
+        if "messages" in record or "conversations" in record:
+            turns = turns_of(list(record["messages" if "messages" in record else "conversations"]))
+        elif "instruction" in record:
+            asked = [part for part in (record["instruction"], record.get("input")) if part]
+            turns = [("user", "\n\n".join(asked).strip()), *turns_of(record["output"], "assistant")]
+        else:
+            turns = prompt_turns(record["prompt"]) + turns_of(record["completion"], "assistant")
+        return why_useless(turns) or turns
 
-
-def preference_of(record):
-    """One record of any form -> (prompt, chosen, rejected), or why it is of no use."""
-    if "prompt" in record:
-        dialogues = [turns_of(record[side], "assistant") for side in ("chosen", "rejected")]
-        dialogues = [d if d[:1] and d[0][0] in ("user", "system") else prompt_turns(record["prompt"]) + d for d in dialogues]
-    else:
-        dialogues = [hh_turns(x) if isinstance(x, str) else turns_of(x) for x in (record["chosen"], record["rejected"])]
-    chosen, rejected = dialogues
-    why = why_useless(chosen) or why_useless(rejected)
-    if why or chosen[:-1] != rejected[:-1]:
-        return why or "with different prompts"
-    return "with equal answers" if chosen == rejected else (chosen[:-1], chosen[-1][1], rejected[-1][1])
+    return read_usable(path, read, ['{"messages": [{"role", "content"}]}', '{"conversations": [{"from", "value"}]}',
+                                    '{"instruction", "input", "output"}', '{"prompt", "completion"}'])
 
 
 def read_preferences(path):
@@ -1079,24 +1077,35 @@ def read_preferences(path):
     "rejected"} of "\n\nHuman: ...\n\nAssistant: ...", split at the last "\n\nAssistant:"; {"prompt", "chosen", "rejected"} with
     strings or message lists; {"chosen", "rejected"} with message lists that hold the prompt too.
     """
-    return read_usable(path, preference_of, ['{"prompt", "chosen", "rejected"}, strings or message lists,',
-                                             r'{"chosen", "rejected"}, message lists or "\n\nHuman: ...\n\nAssistant: ..."'])
+    def read(record):
+        if "prompt" in record:
+            dialogues = [turns_of(record[side], "assistant") for side in ("chosen", "rejected")]
+            dialogues = [d if d[:1] and d[0][0] in ("user", "system") else prompt_turns(record["prompt"]) + d for d in dialogues]
+        else:
+            dialogues = [hh_turns(x) if isinstance(x, str) else turns_of(x) for x in (record["chosen"], record["rejected"])]
+        chosen, rejected = dialogues
+        why = why_useless(chosen) or why_useless(rejected)
+        if why or chosen[:-1] != rejected[:-1]:
+            return why or "with different prompts"
+        return "with equal answers" if chosen == rejected else (chosen[:-1], chosen[-1][1], rejected[-1][1])
 
-
-def prompt_of(record):
-    """One record of any form -> [the prompt], or why it is of no use."""
-    said = hh_turns(record["transcript"]) if "transcript" in record else turns_of(record["prompt"])
-    first = next((text for role, text in said if role == "user"), "")
-    return [first] if first else "without a prompt"
+    return read_usable(path, read, ['{"prompt", "chosen", "rejected"}, strings or message lists,',
+                                    r'{"chosen", "rejected"}, message lists or "\n\nHuman: ...\n\nAssistant: ..."'])
 
 
 def read_prompts(path):
     """Red-team prompts for rlaif.py -> list of str, empty ones left out. Forms: plain text, a prompt a line; {"prompt"}; HH's
     red_team_attempts (Ganguli et al. 2022), {"transcript": "\n\nHuman: ..."}, of which the first human turn counts."""
-    text = read_text(path)
-    if text.strip() and not is_json(text):
+    text = read_text(path).strip()
+    if text and text[0] not in "[{":
         return [line.strip() for line in text.split("\n") if line.strip()]
-    return [prompt for prompt, in read_usable(path, prompt_of, ['{"prompt"}', r'{"transcript": "\n\nHuman: ..."}', "plain text, a prompt a line"])[0]]
+
+    def read(record):
+        turns = hh_turns(record["transcript"]) if "transcript" in record else turns_of(record["prompt"])
+        first = next((text for role, text in turns if role == "user"), "")
+        return [first] if first else "without a prompt"
+
+    return [prompt for prompt, in read_usable(path, read, ['{"prompt"}', r'{"transcript": "\n\nHuman: ..."}', "plain text, a prompt a line"])[0]]
 
 
 def read_principles(text):
@@ -1112,7 +1121,7 @@ def read_constitution_file(path):
     three have no principle of their own to compare by, so the critique request serves; a line of plain text serves for all three.
     """
     text = read_text(path)
-    if not is_json(text):
+    if not text.lstrip().startswith(("[", "{")):
         return [{"critique": p, "revision": p, "principle": p} for p in read_principles(text)]
     entries, requests = parse_json(path, text), []
     if isinstance(entries, dict):
@@ -1130,16 +1139,79 @@ def read_constitution_file(path):
     return requests
 
 
-def read_documents(path):
-    """Text for pre-training -> list of str: a .txt file is one document; .jsonl or .json has records of {"text": ...}. Gzip or not."""
-    if not {".json", ".jsonl"} & set(Path(path).suffixes):
-        return [read_text(path)]
-    documents = []
-    for place, record in read_records(path):
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            unreadable(path, place, record, ['{"text": ...}'])
-        documents.append(record["text"])
-    return documents
+def holds_records(path):
+    """Does --data of pretrain.py hold JSON records of {"text": ...}, each a document? If not, it is one long text."""
+    return bool({".json", ".jsonl"} & set(Path(path).suffixes))
+
+
+def stream_text(path):
+    """Text for pre-training, read bit by bit, so that a file may be larger than the memory -> (text, bytes of the file read so far).
+
+    Records of {"text": ...} come document by document, plain text in pieces of some 65,000 letters. A piece ends before white space that
+    follows a word: every pattern that splits text into words splits there, so pieces encode like the whole.
+    """
+    if holds_records(path):
+        for place, record, position in read_records(path):
+            if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+                unreadable(path, place, record, ['{"text": ...}'])
+            yield record["text"], position
+        return
+    with open_text(path) as (file, raw):
+        rest = ""
+        while new := file.read(2 ** 16):
+            rest += new
+            whole = re.match(r"(?s).*\S(?=[ \n])", rest)
+            piece = whole[0] if whole else rest                  # no such place in so long a text: any will do
+            yield piece, raw.tell()
+            rest = rest[len(piece):]
+        yield rest, raw.tell()
+
+
+def text_sample(path, letters=20_000_000):
+    """The first nine tenths of a text's first `letters` letters: what a tokenizer may learn from, since the last tenth is for validation."""
+    pieces, end = [], "\n\n" if holds_records(path) else ""
+    for text, _ in stream_text(path):
+        pieces.append(text + end)
+        letters -= len(pieces[-1])
+        if letters < 0:
+            break
+    sample = "".join(pieces)
+    return sample[:len(sample) * 9 // 10]
+
+
+def tokenize_file(path, tokenizer, folder):
+    """A text of any size -> its ids (N,), a read-only array on disk of uint16 or, for a large vocabulary, uint32. End-of-text follows each
+    document of a file of records.
+
+    Written once, 64 pieces or documents at a time, to FOLDER/NAME.bin. The .json beside it comes last and names text, tokenizer and length: what
+    was changed or interrupted in between does not match it, and is written anew.
+    """
+    path, target = Path(path), Path(folder, Path(path).name + ".bin")
+    header, temporary = Path(f"{target}.json"), Path(f"{target}.tmp")
+    with open_text(path) as (_, raw):                             # stops if there is no such file
+        stat = os.fstat(raw.fileno())
+    dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 2 ** 16 else np.uint32)
+    ending = [tokenizer.eot] if holds_records(path) else []
+
+    def described():                                              # what the header says if the array belongs to this text and tokenizer
+        state = hashlib.sha256(json.dumps(tokenizer.state()).encode()).hexdigest()
+        return json.dumps({"text": str(path.resolve()), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns, "tokenizer_sha256": state,
+                           "type": dtype.name, "tokens": target.stat().st_size // dtype.itemsize}, indent=1)
+
+    if not (target.exists() and header.exists() and header.read_text(encoding="utf-8") == described()):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        header.unlink(missing_ok=True)
+        with open(temporary, "wb") as file, tqdm(total=stat.st_size, unit="B", unit_scale=True, desc=f"tokenize {path.name}") as bar:
+            texts = stream_text(path)
+            while batch := list(itertools.islice(texts, 64)):    # encoded by several threads
+                for ids in tokenizer.encoding.encode_ordinary_batch([text for text, _ in batch]):
+                    file.write(np.array(ids + ending, dtype).tobytes())
+                bar.update(batch[-1][1] - bar.n)
+        os.replace(temporary, target)
+        header.write_text(described(), encoding="utf-8")
+    if not target.stat().st_size:
+        raise SystemExit(f"{path} holds no text")
+    return np.memmap(target, dtype, mode="r")
 
 
 if __name__ == "__main__":

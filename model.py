@@ -9,18 +9,25 @@ Letters for sizes: B batch, T tokens, C channels, H heads, D channels per head, 
 One convention everywhere: logits[:, t] predicts tokens[:, t+1], so logp[:, t] belongs to tokens[:, t+1].
 """
 import argparse
+import atexit
+import contextlib
 import csv
 import json
 import math
 import os
 import sys
+import time
+import traceback
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 import data
 
@@ -241,10 +248,13 @@ def generate_batch(model, prompts, max_new, pad, stops, noise, temperature, top_
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# Checkpoints and devices
+# Devices, one or several. `torchrun --nproc-per-node 2 sft.py` runs the script twice: all processes have the same model and draw the same batch,
+# a function of (seed, step); each takes its share of it, and their gradients are averaged. Rank 0 alone evaluates, prints and writes.
 
 def pick_device(name=None):
     """cuda, else mps, else cpu; or the one named."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
+        raise SystemExit("this script runs as one process: start it with python and not with torchrun")
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -254,8 +264,92 @@ def pick_device(name=None):
     return torch.device(name)
 
 
+def autocast(device):
+    """A context in which a GPU that can (Ampere and later) takes matrix products in bfloat16; weights, gradients, softmax and losses stay float32.
+    Elsewhere it does nothing. Only for training: what PPO compares to the fourth decimal is computed outside of it."""
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast("cuda", torch.bfloat16) if able else contextlib.nullcontext()
+
+
+def rank():
+    """The number of this process: 0, or up to processes() - 1."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def processes():
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def start_training(name=None):
+    """Pick this process's device and, under torchrun, join the others -> device. --out must be a folder that all of them see."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        gpus = torch.cuda.device_count() if (name or "cuda").startswith("cuda") else 0
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(days=1))    # rank 0 may tokenize or evaluate for long
+        if rank():
+            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
+            sys.excepthook = lambda *error: traceback.print_exception(*error, file=sys.__stderr__)
+            atexit.register(time.sleep, 2)                        # a mistake stops all of them: rank 0 first says which, then torchrun ends the rest
+        if 0 < gpus < int(os.environ["LOCAL_WORLD_SIZE"]):
+            raise SystemExit(f"there are {gpus} GPUs: use torchrun --nproc-per-node {gpus}, or --device cpu")
+        name = f"cuda:{os.environ['LOCAL_RANK']}" if gpus else "cpu"
+        print(f"{processes()} processes train together")
+    device = pick_device(name)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")                # what is float32 goes through TF32
+        if device.index is not None:
+            torch.cuda.set_device(device)
+    return device
+
+
+def parallel(model):
+    """The model, wrapped for training: under torchrun, DistributedDataParallel gives all processes the same start, and after each backward
+    the mean of their gradients: the gradient of the whole batch, if each loss was multiplied by the weight of its share (see `my_share`)."""
+    return DistributedDataParallel(model) if processes() > 1 else model
+
+
+def my_share(batch, size):
+    """A batch (a list, the same for all) -> this process's items, and the weight of their mean loss: their `size` (tokens, pairs) over the
+    mean size of all shares. The mean over processes of weight * loss is then the loss of the batch; of one process, the weight is 1.
+
+    Where there are fewer items than processes, some take the first one at weight 0, for the others wait for their gradients.
+    """
+    mine = batch[rank()::processes()]
+    weight = sum(map(size, mine)) * processes() / sum(map(size, batch))
+    return (mine if len(mine) else batch[:1]), weight
+
+
+def mean_over_processes(x):
+    """A tensor, with another value in each process -> the mean, in all of them."""
+    if processes() > 1:
+        dist.all_reduce(x := x.detach().clone())
+    return x / processes()
+
+
+def from_rank_0(function):
+    """`function()`, computed by rank 0 while the others wait for the result."""
+    result = [function() if rank() == 0 else None]
+    if processes() > 1:
+        dist.broadcast_object_list(result)
+    return result[0]
+
+
+def finish_training():
+    """Part from the other processes -> whether this is rank 0, which goes on alone to evaluate and write."""
+    first = rank() == 0
+    if processes() > 1:
+        dist.destroy_process_group()
+    return first
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+
 def save(path, **contents):
-    """Write a checkpoint of plain values and tensors: first to a temporary file, then renamed, so that a crash never leaves half a file."""
+    """Write a checkpoint of plain values and tensors: first to a temporary file, then renamed, so that a crash never leaves half a file.
+    Of several processes, rank 0 writes."""
+    if rank():
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -307,7 +401,7 @@ def load(path, made_by=None):
 def load_gpt(path, made_by=None, device="cpu"):
     """A checkpoint, or GPT-2 by name, folder or file -> (GPT in eval mode, Tokenizer, the whole dict, whose weights are the GPT's own)."""
     if str(path) in GPT2_NAMES and not Path(path).exists():
-        path = find_gpt2(path)
+        path = from_rank_0(lambda: find_gpt2(path))               # one downloads, all read
     checkpoint = read_gpt2(path) if Path(path).is_dir() or Path(path).suffix in (".safetensors", ".bin") else load(path, made_by)
     if "model" not in checkpoint or "tokenizer" not in checkpoint or "scale" in checkpoint:    # a scale: a reward model
         raise SystemExit(f"{path} holds no language model" + (f": run `python {made_by}` first" if made_by else ""))

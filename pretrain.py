@@ -2,14 +2,16 @@
 
     loss = - mean over t of  log p(token[t+1] | token[0..t])          # the chain rule; Shannon 1948, Radford et al. 2019
 
-    python pretrain.py                      the small world; writes out/pretrain.pt
-    python pretrain.py --data FILE.txt      your own text; with --init gpt2, GPT-2 goes on reading it
+    python pretrain.py                              the small world; writes out/pretrain.pt
+    python pretrain.py --data FILE.txt              your own text, of any size; with --init gpt2, GPT-2 goes on reading it
+    torchrun --nproc-per-node 8 pretrain.py ...     on eight GPUs
 
 Watch: the loss falls towards the "floor", the entropy of the generator, which no model can cross: what is left above it is
 what the model has not learnt yet. Asked a question, the model goes on with more questions. It is an autocomplete: it knows
 where Ann lives (the cloze shows it), but has no idea that a question is there to be answered.
 """
 import argparse
+import math
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -20,7 +22,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import GPT, GPTConfig, generate, load_gpt, load_progress, pick_device, save, save_progress, write_results
+from model import (GPT, GPTConfig, autocast, finish_training, from_rank_0, generate, load_gpt, load_progress, mean_over_processes, parallel,
+                   processes, rank, save, save_progress, start_training, write_results)
 
 
 IGNORE = -1                                                       # as a target: this position (padding) does not count
@@ -85,7 +88,7 @@ def make_optimizers(model, lr, muon_lr):
     """Muon for the matrices inside the blocks, AdamW for embeddings, norms and biases; AdamW for all if muon_lr is 0."""
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2] if muon_lr else []
     rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=rest[0].is_cuda or None)
     return [adamw, Muon(matrices, lr=muon_lr)] if matrices else [adamw]
 
 
@@ -94,34 +97,56 @@ def lr_factor(step, steps, warmup, decay):
     return min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, decay * steps))
 
 
+def backward(network, batch, device, grad_accum=1):
+    """Leave in `.grad` the gradient of the mean loss over a batch's targets, and return that loss. `batch`: (inputs, targets, segments or
+    None), each (B, T).
+
+    All processes are given the same batch. It is cut into micro-batches, `grad_accum` for each process, so that less memory is needed at a
+    time. Rows have more or less padding, so a micro-batch's mean counts by its share of the targets: the gradient is the same, however the
+    batch is cut.
+    """
+    parts, targets, total = grad_accum * processes(), (batch[1] != IGNORE).sum().item(), 0.0
+    for i in range(rank(), parts, processes()):
+        x, y, segments = (t[i::parts] if t is not None else None for t in batch)
+        weight = (y != IGNORE).sum().item() / targets * processes()          # parallel() takes the mean over processes, and the sum is meant
+        x, y, segments = (t.to(device) if t is not None else None for t in (x, y, segments))
+        network.require_backward_grad_sync = i + processes() >= parts        # DistributedDataParallel: average once, with the last micro-batch
+        with autocast(device):
+            loss = next_token_loss(network(x, segments), y) * weight
+        loss.backward()
+        total += loss.detach()
+    return mean_over_processes(total)
+
+
 def train(model, batch_at, steps, args, evaluate, progress):
     """`batch_at(step)` -> (inputs, targets, segments). `evaluate()` -> dict of figures. Returns (history, tokens per second)."""
     device = model.tokens.weight.device
     optimizers = make_optimizers(model, args.lr, args.muon_lr)
     parts = {"model": model, **{f"optimizer{i}": o for i, o in enumerate(optimizers)}}
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "compile", "grad_accum")}
     start, history = load_progress(progress, settings, **parts) if args.resume else (0, [])
-    if args.resume and len(history[-1]) == 3:                     # interrupted during an evaluation
+    if args.resume and len(history[-1]) == 3 and rank() == 0:     # interrupted during an evaluation
         history[-1] |= evaluate()
+    network = parallel(torch.compile(model) if args.compile else model)
     bar, trained, seconds = tqdm(range(start, steps), initial=start, total=steps, unit="step", desc="pretrain"), 0, 0.0
     for step in bar:
         began = time.perf_counter()
         for optimizer, peak in zip(optimizers, (args.lr, args.muon_lr)):
             optimizer.param_groups[0]["lr"] = peak * lr_factor(step, steps, args.warmup, args.decay)
-        inputs, targets, segments = (x.to(device) if x is not None else None for x in batch_at(step))
-        loss = next_token_loss(model(inputs, segments), targets)
-        loss.backward()
+        batch = batch_at(step)
+        loss = backward(network, batch, device, args.grad_accum)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)   # one odd batch must not throw the weights far
         for optimizer in optimizers:
-            optimizer.step()
+            optimizer.step()                                      # every process takes the same step, Muon's included
             optimizer.zero_grad()
-        trained, seconds = trained + inputs.numel(), seconds + time.perf_counter() - began
+        loss = loss.item()                                        # waits for the device, or the clock would measure how fast work is handed to it
+        trained, seconds = trained + batch[0].numel(), seconds + time.perf_counter() - began
         if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}", tokens_per_s=f"{trained / seconds:.0f}")
+            bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{trained / seconds:.0f}")
         if (step + 1) % args.eval_every == 0 or step + 1 == steps:
-            history.append({"step": step + 1, "tokens": (step + 1) * inputs.numel(), "train_loss_nats": loss.item()})
+            history.append({"step": step + 1, "tokens": (step + 1) * batch[0].numel(), "train_loss_nats": loss})
             save_progress(progress, step + 1, settings, history, **parts)     # before the evaluation: nothing is lost if that fails
-            history[-1] |= evaluate()
+            history[-1] |= evaluate() if rank() == 0 else {}
             tqdm.write("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in history[-1].items()))
     return history, trained / max(seconds, 1e-9)
 
@@ -146,13 +171,20 @@ def mean_loss(losses, rows, tokenizer):
     return (losses.sum() / (rows[:, 1:] != tokenizer.pad).sum()).item()
 
 
+def validation_windows(ids, context, at_most=500):
+    """A long text (N,) -> windows of context + 1 tokens, end to end, or `at_most` of them at equal distances: (windows, context + 1)."""
+    starts = range(0, len(ids) - context, context)
+    starts = starts[::math.ceil(len(starts) / at_most)]
+    return torch.from_numpy(np.stack([ids[i:i + context + 1] for i in starts]).astype(np.int64))
+
+
 @torch.no_grad()
-def text_loss(model, ids, n_bytes, context):
-    """Loss over a long text, in windows of `context` tokens: in nats a token, and in nats a byte, which compares across tokenizers."""
-    windows = torch.from_numpy(np.stack([ids[i:i + context + 1] for i in range(0, len(ids) - context, context)])).to(model.tokens.weight.device)
-    losses = [next_token_loss(model(w[:, :-1]), w[:, 1:]).item() * len(w) for w in windows.split(max(1, 3072 // context))]
+def text_loss(model, windows, bytes_per_token):
+    """Loss over windows (N, T+1) of a text: in nats a token, and in nats a byte, which compares across tokenizers. bytes_per_token (V,)."""
+    batches = windows.to(model.tokens.weight.device).split(max(1, 3072 // (windows.shape[1] - 1)))
+    losses = [next_token_loss(model(w[:, :-1]), w[:, 1:]).item() * len(w) for w in batches]
     nats = sum(losses) / len(windows)
-    return {"val_loss_nats_per_token": nats, "val_loss_nats_per_byte": nats * len(ids) / n_bytes}
+    return {"val_loss_nats_per_token": nats, "val_loss_nats_per_byte": nats / float(bytes_per_token[windows[:, 1:].numpy()].mean())}
 
 
 def validation_set(world, tokenizer, n, context):
@@ -211,7 +243,9 @@ def main(argv=None):
     p.add_argument("--context", type=int, default=192, help="longest sequence, in tokens")
     # how to train
     p.add_argument("--steps", type=int, default=2000, help="optimizer steps")
-    p.add_argument("--batch-size", type=int, default=8, help="rows of `context` tokens a step")
+    p.add_argument("--batch-size", type=int, default=8, help="rows of `context` tokens a step, on all GPUs together")
+    p.add_argument("--grad-accum", type=int, default=1, help="micro-batches that each GPU cuts its rows into, to need less memory; the result is the same")
+    p.add_argument("--compile", action="store_true", help="torch.compile: minutes of waiting, then faster steps on a GPU")
     p.add_argument("--lr", type=float, help="peak learning rate of AdamW; default: 3e-3, or 3e-5 from GPT-2's weights, which are soon forgotten")
     p.add_argument("--muon-lr", type=float, help="peak learning rate of Muon; 0: AdamW for everything; default: 0.005, or 0 from GPT-2's weights")
     p.add_argument("--warmup", type=int, default=50, help="steps of linear warm-up")
@@ -225,8 +259,11 @@ def main(argv=None):
     p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     p.add_argument("--eval-every", type=int, default=400, help="steps between evaluations, and between savings for --resume")
     args = p.parse_args(argv)
-    device, out = pick_device(args.device), Path(args.out)
+    device, out = start_training(args.device), Path(args.out)
     torch.manual_seed(args.seed)
+    if args.batch_size % (args.grad_accum * processes()):
+        raise SystemExit(f"--batch-size {args.batch_size} cannot be cut into {args.grad_accum * processes()} equal micro-batches "
+                         f"(--grad-accum times processes): choose a multiple")
 
     model, tokenizer = load_gpt(args.init, device=device)[:2] if args.init else (None, None)
     if model:
@@ -255,20 +292,22 @@ def main(argv=None):
             losses, _ = token_losses(model, quick, tokenizer)
             return {"val_loss_nats": mean_loss(losses, quick, tokenizer), "floor_nats": valid["floors"]["all"]}
     else:
-        text = "\n\n".join(data.read_documents(args.data))
-        train_text, val_text = text[:len(text) * 9 // 10], text[len(text) * 9 // 10:]
-        tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, [train_text], args.vocab_size)
-        train_ids, val_ids = (np.array(tokenizer.encode(t), dtype=np.int64) for t in (train_text, val_text))
-        if min(len(train_ids), len(val_ids)) <= args.context:
+        tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, [data.text_sample(args.data)], args.vocab_size)
+        from_rank_0(lambda: len(data.tokenize_file(args.data, tokenizer, out)))      # one writes, all read
+        ids = data.tokenize_file(args.data, tokenizer, out)
+        train_ids, val_ids = ids[:len(ids) * 9 // 10], ids[len(ids) * 9 // 10:]
+        if len(val_ids) <= args.context:
             raise SystemExit(f"{args.data} is too short: its last tenth has {len(val_ids)} tokens and the context is {args.context}; "
                              "give more text or lower --context")
+        val_windows, bytes_per_token = validation_windows(val_ids, args.context), tokenizer.bytes_per_token()
+        print(f"{len(train_ids)} tokens to train on; validation on {len(val_windows) * args.context} of the {len(val_ids)} in the last tenth")
 
         def batch_at(step):
             windows = data.window_batch(train_ids, args.context, args.batch_size, args.seed, step)
             return windows[:, :-1], windows[:, 1:], None
 
         def evaluate():
-            return text_loss(model, val_ids, len(val_text.encode("utf-8")), args.context)
+            return text_loss(model, val_windows, bytes_per_token)
 
     model = model or GPT(GPTConfig(tokenizer.n_vocab, args.context, args.layers, args.heads, args.channels)).to(device)
     parameters = sum(p.numel() for p in model.parameters())
@@ -276,6 +315,8 @@ def main(argv=None):
           f"{args.data or f'world {args.world_seed}'}, {args.steps} steps of {args.batch_size * args.context} tokens")
     before = show(model, world, tokenizer)
     history, speed = train(model, batch_at, args.steps, args, evaluate, out / "pretrain.resume.pt")
+    if not finish_training():
+        return
     model.eval()
     save(out / "pretrain.pt", stage="pretrain", config=vars(model.config), model=model.state_dict(), tokenizer=tokenizer.state(),
          world_seed=args.world_seed if world else None, documents=dict(kinds) if world else None)

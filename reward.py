@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import (MAX_NEW, GPT, GPTConfig, ScalarModel, answer, generate, load, load_gpt, load_progress, pick_device, save, save_progress,
-                   write_results)
+from model import (MAX_NEW, GPT, GPTConfig, ScalarModel, answer, autocast, finish_training, from_rank_0, generate, load, load_gpt, load_progress,
+                   mean_over_processes, my_share, parallel, processes, rank, save, save_progress, start_training, write_results)
 
 
 def preference_loss(r_first, r_second, target):                  # (N,), (N,), (N,) -> scalar
@@ -45,7 +45,7 @@ def last_token_score(scalars, segments):                         # (B, T), (B, T
 
 def score(reward_model, tokenizer, sequences):
     """Raw scores (N,) of sequences (lists of ids, prompt and answer with its end-of-text), with gradients."""
-    tokens = data.pad_rows(sequences, tokenizer.pad).to(reward_model.scalar.weight.device)
+    tokens = data.pad_rows(sequences, tokenizer.pad).to(next(reward_model.parameters()).device)
     segments = (tokens != tokenizer.pad).long()
     return last_token_score(reward_model(tokens, segments), segments)
 
@@ -130,11 +130,12 @@ def sigmoid(x):
 
 
 def preference_prompts(world, use, n):
-    """n harmless questions, half about facts and half how-to. Prompts come again, if n is large, for other answers."""
-    facts = data.fact_questions(world, use) + (data.fact_questions(world, "demo") if use == "train" else [])
-    facts = random.Random(f"{world.seed} {use}").sample(facts, len(facts))
+    """n harmless questions, facts and how-to by turns. In training, every other fact is about people in no demonstration, of whom the model is
+    less sure: where it is always right there is nothing to compare. Prompts come again, if n is large, for other answers."""
+    pools = [data.fact_questions(world, part) for part in (["train", "demo"] if use == "train" else [use])]
+    facts = [pools[i % len(pools)][i // len(pools) % len(pools[i % len(pools)])] for i in range(n // 2)]
     acts = [a.question() for a in data.act_prompts(world, use, n, harmful=False)]
-    return [facts[i // 2 % len(facts)] if i % 2 else acts[i // 2] for i in range(n)]
+    return [facts[i // 2] if i % 2 else acts[i // 2] for i in range(n)]
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -144,30 +145,34 @@ def train(reward_model, tokenizer, groups, batch_size, lr, seed, epochs=1, desc=
     epoch is enough: shuffled pairs show an answer again and again, and the model learns it by heart (Ouyang et al. 2022)."""
     per_batch = [groups[i:i + batch_size] for i in range(0, len(groups), batch_size)]
     order = np.concatenate([np.random.default_rng([seed, 3, epoch]).permutation(len(per_batch)) for epoch in range(epochs)])
-    optimizer = torch.optim.AdamW(reward_model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    device = reward_model.scalar.weight.device
+    optimizer = torch.optim.AdamW(reward_model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=device.type == "cuda" or None)
     start, history = load_progress(progress, settings, model=reward_model, optimizer=optimizer) if resume else (0, [])
-    reward_model.train()
+    network = parallel(reward_model.train())
     bar = tqdm(range(start, len(order)), initial=start, total=len(order), unit="step", desc=desc)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 10) * (1 - step / len(order))
+        mine, weight = my_share(per_batch[order[step]], lambda group: len(group[2]))     # all and 1, unless torchrun started several processes
         sequences, first, second, targets = [], [], [], []
-        for question, answers, pairs in per_batch[order[step]]:
+        for question, answers, pairs in mine:
             first += [len(sequences) + i for i, _, _ in pairs]
             second += [len(sequences) + j for _, j, _ in pairs]
             targets += [target for _, _, target in pairs]
             sequences += [data.chat_example(tokenizer, question, a)[0] for a in answers]
-        r = score(reward_model, tokenizer, sequences)             # (answers,)
-        target = torch.tensor(targets, device=r.device)
-        loss = preference_loss(r[first], r[second], target)
+        target = torch.tensor(targets, device=device)
+        with autocast(device):
+            r = score(network, tokenizer, sequences).float()      # (answers,)
+            loss = preference_loss(r[first], r[second], target) * weight
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(reward_model.parameters(), 1.0)
         optimizer.step()
         if step % 10 == 9 or step + 1 == len(order):
-            agree = ((r[first] > r[second]) == (target > 0.5)).float().mean().item()
-            bar.set_postfix(loss=f"{loss.item():.3f}", agree=f"{agree:.2f}")
-            history.append({"step": step + 1, "train_loss_nats": loss.item(), "train_agreement": agree})
+            agree = ((r[first] > r[second]) == (target > 0.5)).float().mean() * weight
+            loss, agree = mean_over_processes(loss).item(), mean_over_processes(agree).item()
+            bar.set_postfix(loss=f"{loss:.3f}", agree=f"{agree:.2f}")
+            history.append({"step": step + 1, "train_loss_nats": loss, "train_agreement": agree})
             if progress and step + 1 < len(order):
                 save_progress(progress, step + 1, settings, history, model=reward_model, optimizer=optimizer)
     reward_model.eval()
@@ -273,7 +278,7 @@ def main(argv=None):
     p.add_argument("--pairs", type=int, help="stop at this many labels; default: all")
     # how to train
     p.add_argument("--epochs", type=int, default=1, help="times each pair is read; more than one only if pairs are few")
-    p.add_argument("--batch-size", type=int, default=8, help="questions a step, with all their pairs")
+    p.add_argument("--batch-size", type=int, default=8, help="questions a step, with all their pairs, on all GPUs together")
     p.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of AdamW")
     # where things go
     p.add_argument("--init", help="the model that answers and that the reward model starts from; default: OUT/sft.pt")
@@ -283,7 +288,9 @@ def main(argv=None):
     p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     p.add_argument("--best-of", type=int, metavar="N", help="no training: measure best-of-n for n up to N with OUT/reward.pt, and stop")
     args = p.parse_args(argv)
-    device, out = pick_device(args.device), Path(args.out)
+    device, out = start_training(args.device), Path(args.out)
+    if processes() > 1 and (args.best_of or args.annotator == "me"):
+        raise SystemExit("--best-of and --annotator me run as one process: start this with python and not with torchrun")
     torch.manual_seed(args.seed)
     policy, tokenizer, checkpoint = load_gpt(args.init or out / "sft.pt", "sft.py", device)
     if args.best_of:
@@ -296,7 +303,7 @@ def main(argv=None):
         groups = from_file(args.data, tokenizer, policy.config.context)
     else:
         questions = preference_prompts(world, "train", args.prompts)
-        answered = sample_answers(policy, tokenizer, questions, args.answers, (args.seed, 31), args.hot)
+        answered = from_rank_0(lambda: sample_answers(policy, tokenizer, questions, args.answers, (args.seed, 31), args.hot))
         if not answered:
             raise SystemExit("the SFT model gave one answer only to every question, so there is nothing to compare: raise --prompts or --answers")
         if args.annotator == "me":
@@ -309,19 +316,20 @@ def main(argv=None):
         groups = groups[:int(np.searchsorted(totals, args.pairs)) + 1]
     known = world and args.annotator != "me"                      # is it known how the annotator decides?
     if known:
-        tests, write = sample_answers(policy, tokenizer, preference_prompts(world, "test", 300), args.answers, (args.seed, 32)), groups
+        tested, write = preference_prompts(world, "test", 300), groups
+        tests = from_rank_0(lambda: sample_answers(policy, tokenizer, tested, args.answers, (args.seed, 32)))
     else:
         if len(groups) < 20:
             raise SystemExit(f"{len(groups)} labelled prompts are too few: a tenth is held out, and 20 are the least")
         write, groups, tests = groups, groups[len(groups) // 10:], groups[:len(groups) // 10]
     n_pairs = sum(len(pairs) for _, _, pairs in groups)
     print(f"{device}, {n_pairs} labelled pairs of {sum(len(a) for _, a, _ in groups)} different answers to {len(groups)} prompts")
-    if not args.data:
+    if not args.data and rank() == 0:
         write_preferences(out / "preferences.jsonl", write)
 
     # The scale: what the SFT model says to prompts of training is 0 on average, with standard deviation 1
     if world:
-        reference = [(q, a) for q, a in zip(questions[:500], answer(policy, tokenizer, questions[:500], seed=(args.seed, 33)))]
+        reference = list(zip(questions[:500], from_rank_0(lambda: answer(policy, tokenizer, questions[:500], seed=(args.seed, 33)))))
     else:
         reference = [(q, a) for q, answers, _ in groups[:500] for a in answers]
     torch.manual_seed(args.seed)                                  # the new head is a function of the seed, whatever ran before
@@ -329,6 +337,8 @@ def main(argv=None):
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out")}
     history = train(reward_model, tokenizer, groups, args.batch_size, args.lr, args.seed, args.epochs,
                     progress=out / "reward.resume.pt", resume=args.resume, settings=settings)
+    if not finish_training():
+        return
     scale = normalise(reward_model, tokenizer, reference)
     save(out / "reward.pt", stage="reward", config=vars(policy.config), model=reward_model.state_dict(), scale=scale,
          tokenizer=tokenizer.state(), world_seed=world.seed if world else None, taste=args.annotator if known else None)
@@ -355,8 +365,7 @@ def from_file(path, tokenizer, context):
     pairs, skipped = data.read_preferences(path)
     fits = [(q, a, b) for q, a, b in pairs if max(len(data.chat_example(tokenizer, q, x)[0]) for x in (a, b)) <= context]
     skipped[f"longer than the context of {context} tokens"] = len(pairs) - len(fits)
-    print(f"{path}: {len(fits)} pairs of {sum(skipped.values()) + len(fits)}; skipped: "
-          + (", ".join(f"{n} {why}" for why, n in skipped.items() if n) or "none"))
+    print(f"{path}: {len(fits)} pairs of {sum(skipped.values()) + len(fits)}; skipped: {data.reasons(skipped)}")
     if not fits:
         raise SystemExit(f"{path}: no usable pair is left, see the reasons above")
     prompt, chosen, rejected = fits[0]

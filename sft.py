@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import answer, generate, load_gpt, load_progress, pick_device, save, save_progress, write_results
+from model import (answer, autocast, finish_training, from_rank_0, generate, load_gpt, load_progress, mean_over_processes, my_share, parallel, save,
+                   save_progress, start_training, write_results)
 
 
 def masked_loss(logits, tokens, mask):                           # (B, T, V), (B, T), (B, T) -> scalar
@@ -41,23 +42,26 @@ def train(model, tokenizer, conversations, epochs, batch_size, lr, seed, desc="s
     examples = [(ids, mask) for ids, mask in examples if len(ids) <= model.config.context]
     lengths, device = [len(ids) for ids, _ in examples], model.tokens.weight.device
     batches = [b for epoch in range(epochs) for b in data.length_batches(lengths, batch_size, seed, epoch)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=device.type == "cuda" or None)
     start, history = load_progress(progress, settings, model=model, optimizer=optimizer) if resume else (0, [])
-    model.train()
+    network = parallel(model.train())
     bar = tqdm(range(start, len(batches)), initial=start, total=len(batches), unit="step", desc=desc)
     for step in bar:
         for group in optimizer.param_groups:                      # a short warm-up, then linear decay to 0
             group["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / len(batches))
-        tokens = data.pad_rows([examples[i][0] for i in batches[step]], tokenizer.pad).to(device)
-        mask = data.pad_rows([examples[i][1] for i in batches[step]], 0).to(device)
-        loss = masked_loss(model(tokens, (tokens != tokenizer.pad).long()), tokens, mask)
+        mine, weight = my_share(batches[step], lambda i: sum(examples[i][1]))     # all and 1, unless torchrun started several processes
+        tokens = data.pad_rows([examples[i][0] for i in mine], tokenizer.pad).to(device)
+        mask = data.pad_rows([examples[i][1] for i in mine], 0).to(device)
+        with autocast(device):
+            loss = masked_loss(network(tokens, (tokens != tokenizer.pad).long()), tokens, mask) * weight
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 49 or step + 1 == len(batches):
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-            history.append({"step": step + 1, "train_loss_nats": loss.item()})
+            loss = mean_over_processes(loss).item()
+            bar.set_postfix(loss=f"{loss:.3f}")
+            history.append({"step": step + 1, "train_loss_nats": loss})
             if progress and step + 1 < len(batches):
                 save_progress(progress, step + 1, settings, history, model=model, optimizer=optimizer)
     model.eval()
@@ -96,8 +100,7 @@ def read_examples(path, tokenizer, context, seed):
     conversations, skipped = data.read_conversations(path)
     pairs = [(turns[:-1], turns[-1][1]) for turns in conversations]
     fit = [pair for pair in pairs if len(data.chat_example(tokenizer, *pair)[0]) <= context]
-    if len(fit) < len(pairs):
-        skipped[f"longer than the context of {context} tokens"] = len(pairs) - len(fit)
+    skipped[f"longer than the context of {context} tokens"] = len(pairs) - len(fit)
     if len(fit) < 2:
         raise SystemExit(f"{path}: {len(fit)} usable conversations, at least 2 are needed (skipped: {data.reasons(skipped)})")
     print(f"{len(fit)} conversations; skipped: {data.reasons(skipped)}. The loss counts the green tokens:\n{colour_mask(tokenizer, *fit[0])}")
@@ -125,7 +128,7 @@ def main(argv=None):
     p.add_argument("--data", help="your own conversations, JSON list or lines; default: the world's demonstrations")
     p.add_argument("--demonstrations", type=int, default=6000, help="conversations, half about facts and half how-to")
     p.add_argument("--epochs", type=int, default=4, help="times each conversation is read")
-    p.add_argument("--batch-size", type=int, default=32, help="conversations a step")
+    p.add_argument("--batch-size", type=int, default=32, help="conversations a step, on all GPUs together")
     p.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of AdamW: gentle, or the model learns the answers by heart and not where they come from")
     # where things go
     p.add_argument("--init", help="the base model: a checkpoint, or gpt2, ... and files as for pretrain.py; default: OUT/pretrain.pt")
@@ -134,7 +137,7 @@ def main(argv=None):
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     args = p.parse_args(argv)
-    device, out = pick_device(args.device), Path(args.out)
+    device, out = start_training(args.device), Path(args.out)
     torch.manual_seed(args.seed)
     model, tokenizer, checkpoint = load_gpt(args.init or out / "pretrain.pt", "pretrain.py", device)
     world = None if args.data else data.world_of(checkpoint)
@@ -144,20 +147,23 @@ def main(argv=None):
         people = world.people["train"] + world.people["test"]
         facts = data.fact_questions(world, "train") + data.fact_questions(world, "test")
         howto = [a.question() for harmful in (True, False) for g2 in (True, False) for a in data.act_prompts(world, "test", 84, harmful, g2)]
-        figures = {"fact_cloze_base": base_cloze(model, tokenizer, world, people)}
+        figures = {"fact_cloze_base": from_rank_0(lambda: base_cloze(model, tokenizer, world, people))}
         shown = [facts[0], howto[0], howto[-1]]
     else:
         if hasattr(sys.stdout, "reconfigure"):                    # a terminal that cannot show a character gets a question mark
             sys.stdout.reconfigure(errors="replace")
         print(f"{device}, {args.data}")
         conversations, heldout = read_examples(args.data, tokenizer, model.config.context, args.seed)
-        figures = {"conversations": len(conversations), "heldout_loss_nats_before": heldout_loss(model, tokenizer, heldout)}
+        before = from_rank_0(lambda: heldout_loss(model, tokenizer, heldout))
+        figures = {"conversations": len(conversations), "heldout_loss_nats_before": before}
         shown = [question for question, _ in heldout[:3]]
-    before = answer(model, tokenizer, shown, temperature=0)
+    before = from_rank_0(lambda: answer(model, tokenizer, shown, temperature=0))
 
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out")}
     history = train(model, tokenizer, conversations, args.epochs, args.batch_size, args.lr, args.seed,
                     progress=out / "sft.resume.pt", resume=args.resume, settings=settings)
+    if not finish_training():
+        return
     save(out / "sft.pt", stage="sft", config=vars(model.config), model=model.state_dict(), tokenizer=tokenizer.state(),
          world_seed=checkpoint.get("world_seed"))
     (out / "sft.resume.pt").unlink(missing_ok=True)

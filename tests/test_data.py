@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import math
+import os
 import random
 import re
 from collections import Counter, defaultdict
@@ -504,12 +505,14 @@ def test_documents_from_files(tmp_path):
     """Compressed files and lines of JSON read as plain text."""
     (tmp_path / "a.txt").write_text("Zoë\n\nlives.", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\n\n{"text": "two", "more": 1}\n', encoding="utf-8")
-    for name in ("a.txt", "b.jsonl"):
+    (tmp_path / "c.json").write_text('[{"text": "one"},\n {"text": "two"}]', encoding="utf-8")
+    for name in ("a.txt", "b.jsonl", "c.json"):
         with gzip.open(tmp_path / f"{name}.gz", "wb") as file:
             file.write((tmp_path / name).read_bytes())
     for end in ("", ".gz"):
-        assert data.read_documents(tmp_path / f"a.txt{end}") == ["Zoë\n\nlives."]
-        assert data.read_documents(tmp_path / f"b.jsonl{end}") == ["one", "two"]
+        assert "".join(text for text, _ in data.stream_text(tmp_path / f"a.txt{end}")) == "Zoë\n\nlives."
+        for name in ("b.jsonl", "c.json"):
+            assert [text for text, _ in data.stream_text(tmp_path / f"{name}{end}")] == ["one", "two"]
 
 
 def test_errors_in_files_name_file_and_line(tmp_path):
@@ -517,18 +520,113 @@ def test_errors_in_files_name_file_and_line(tmp_path):
     for bad in ("{oops", '{"txt": "x"}', "[1]"):
         (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n' + bad + "\n")
         with pytest.raises(SystemExit, match=r"bad.jsonl, line 2"):
-            data.read_documents(tmp_path / "bad.jsonl")
+            list(data.stream_text(tmp_path / "bad.jsonl"))
     with pytest.raises(SystemExit, match="none.txt not found"):
-        data.read_documents(tmp_path / "none.txt")
+        data.tokenize_file(tmp_path / "none.txt", data.make_tokenizer("bytes", []), tmp_path)
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(SystemExit, match="latin.txt is not UTF-8"):
-        data.read_documents(tmp_path / "latin.txt")
+        list(data.stream_text(tmp_path / "latin.txt"))
+    (tmp_path / "late.txt").write_bytes(b"fine " * 50000 + b"\xff")
+    with pytest.raises(SystemExit, match="at byte 250000"):      # of the file, not of the piece that was being read
+        list(data.stream_text(tmp_path / "late.txt"))
     (tmp_path / "fake.txt.gz").write_text("not compressed")
     with pytest.raises(SystemExit, match="fake.txt.gz"):
-        data.read_documents(tmp_path / "fake.txt.gz")
+        list(data.stream_text(tmp_path / "fake.txt.gz"))
 
 
 def test_a_verb_of_an_unknown_kind_is_named():
     """A reader who adds a line to the table and gets a KeyError from somewhere else."""
     with pytest.raises(SystemExit, match="'zap'"):
         data.read_verbs("zap stun stick at noon")
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# A text larger than the memory
+
+@pytest.mark.parametrize("name", ["bpe", "gpt2"])
+def test_pieces_of_a_big_text_encode_like_the_whole(name, tmp_path):
+    """A text read by the megabyte: characters of several bytes torn apart, words cut in two, and runs of spaces split otherwise at every seam."""
+    rng = random.Random(0)
+    parts = ["the", "cat's", "Zoë", "\U0001f600", "漢字", "1234", "_", "...", "'ll", " ", "  ", "\n", "\n\n", " \n ", "\t", "\u00a0", "\u3000", "\x1c", "\x85", "\u2028"]
+    text = "".join(rng.choices(parts, k=200_000))
+    try:
+        tokenizer = data.make_tokenizer(name, [text], 2000)
+    except SystemExit:
+        pytest.skip("GPT-2's vocabulary is not on this machine")
+    path = tmp_path / "big.txt"
+    path.write_text(text, encoding="utf-8", newline="")
+    pieces = [piece for piece, _ in data.stream_text(path)]
+    assert len(pieces) > 4 and "".join(pieces) == text
+    ids = data.tokenize_file(path, tokenizer, tmp_path)
+    assert ids.dtype == np.uint16 and ids.tolist() == tokenizer.encode(text)
+
+
+def test_a_big_text_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
+    """A reader that works on every test file and dies on the first real one."""
+    tokenizer, seen = data.make_tokenizer("bytes", []), []
+    for name, line in (("a.txt", "Ann lives in Oslo.\n"), ("b.txt", "x" * 1000), ("c.jsonl", '{"text": "' + "word " * 2000 + '"}\n')):
+        path = tmp_path / name
+        path.write_text(line * (6_000_000 // len(line)))
+        _, position = next(data.stream_text(path))
+        assert position < 100_000                                 # of six million bytes
+        with monkeypatch.context() as patch:
+            patch.setattr(tokenizer, "encoding", type("", (), {"encode_ordinary_batch": lambda texts: seen.append(sum(map(len, texts))) or [[1]] * len(texts)}))
+            data.tokenize_file(path, tokenizer, tmp_path)
+    assert len(seen) >= 6 and max(seen) <= 64 * 2 ** 16 * 1.1
+
+
+def test_documents_of_a_big_text_end_with_end_of_text(tmp_path):
+    """Documents run together, or ids that wrap around at 65536 because the vocabulary has more."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n')
+    small = data.make_tokenizer("bytes", [])
+    assert data.tokenize_file(path, small, tmp_path).tolist() == [*b"one", small.eot, *b"two", small.eot]
+    large = data.Tokenizer([bytes([i]) for i in range(256)] + [b"\0\0" + i.to_bytes(3, "big") for i in range(70000)])
+    ids = data.tokenize_file(path, large, tmp_path)
+    assert ids.dtype == np.uint32 and ids.tolist() == [*b"one", large.eot, *b"two", large.eot] and large.eot > 65536
+    assert data.window_batch(ids, 3, 2, 0, 0).dtype == torch.int64
+    assert small.bytes_per_token()[[65, small.eot, small.pad]].tolist() == [1, 0, 0]
+
+
+def test_ids_on_disk_belong_to_this_text_and_tokenizer(tmp_path, monkeypatch):
+    """Yesterday's ids read with today's vocabulary, or the half that was written before the computer was switched off."""
+    path, tokenizer = tmp_path / "a.txt", data.make_tokenizer("bytes", [])
+    path.write_text("one two " * 40000)
+    stream_text, reads = data.stream_text, []
+
+    def counting(path):
+        reads.append(path)
+        return stream_text(path)
+
+    def interrupted(path):
+        yield next(stream_text(path))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "stream_text", counting)
+    ids = data.tokenize_file(path, tokenizer, tmp_path)
+    assert len(ids) == 320000 and len(reads) == 1
+    data.tokenize_file(path, tokenizer, tmp_path)
+    assert len(reads) == 1                                        # nothing changed, nothing read
+    path.write_text("two one " * 40000)                           # as long as before
+    os.utime(path, ns=(0, 12345))
+    assert data.tokenize_file(path, tokenizer, tmp_path)[4:7].tolist() == [*b"one"]
+    bpe = data.make_tokenizer("bpe", ["one two " * 9], 270)
+    assert len(data.tokenize_file(path, bpe, tmp_path)) < 200000
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "stream_text", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            data.tokenize_file(path, tokenizer, tmp_path)
+    assert len(data.tokenize_file(path, tokenizer, tmp_path)) == 320000
+    (tmp_path / "a.txt.bin").write_bytes((tmp_path / "a.txt.bin").read_bytes()[:1000])     # a copy that broke off
+    assert len(data.tokenize_file(path, tokenizer, tmp_path)) == 320000 and len(reads) == 5
+    path.write_text("")
+    with pytest.raises(SystemExit, match="holds no text"):
+        data.tokenize_file(path, tokenizer, tmp_path)
+
+
+def test_a_tokenizer_never_sees_the_validation_text(tmp_path):
+    """A vocabulary made from the text it is later judged on."""
+    (tmp_path / "a.txt").write_text("train" * 1800 + "valid" * 200)
+    assert data.text_sample(tmp_path / "a.txt") == "train" * 1800
+    (tmp_path / "b.txt").write_text("train " * 200_000)
+    assert 180_000 < len(data.text_sample(tmp_path / "b.txt", letters=200_000)) < 0.9 * (200_000 + 2 ** 16)

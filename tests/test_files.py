@@ -53,7 +53,7 @@ def test_the_same_records_in_every_container(container, tmp_path):
     path.write_bytes(CONTAINERS[container](json.dumps(TALK), json.dumps(second, ensure_ascii=False)))
     conversations, skipped = data.read_conversations(path)
     assert conversations == [said("Hi?", "Yes."), said("Zoë?", "東京")] and not skipped
-    where = [place for place, _ in data.read_records(path)]
+    where = [place for place, _, _ in data.read_records(path)]
     word = "record" if "list" in container else "line"
     assert where == (["line 2", "line 5"] if container == "blank lines" else [f"{word} 1", f"{word} 2"])
 
@@ -83,7 +83,7 @@ def test_all_readers_know_a_pointer(tmp_path):
     """A pointer of three lines pre-trained on as prose, or drawn from as a constitution of three principles."""
     path = tmp_path / "pointer.txt"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
-    for read in (data.read_documents, data.read_conversations, data.read_preferences, data.read_prompts, data.read_constitution_file):
+    for read in (lambda path: list(data.stream_text(path)), data.read_conversations, data.read_preferences, data.read_prompts, data.read_constitution_file):
         with pytest.raises(SystemExit, match="pointer.txt is a git-lfs pointer"):
             read(path)
 
@@ -92,7 +92,7 @@ def test_windows_line_ends_in_plain_text(tmp_path):
     """A carriage return learnt as the end of every line, or as part of a principle."""
     path = tmp_path / "notes.txt"
     path.write_bytes(b"Be kind.\r\n\r\nDo not lie.\r\n")
-    assert data.read_documents(path) == ["Be kind.\n\nDo not lie.\n"]
+    assert "".join(text for text, _ in data.stream_text(path)) == "Be kind.\n\nDo not lie.\n"
     assert data.read_prompts(path) == [c["principle"] for c in data.read_constitution_file(path)] == ["Be kind.", "Do not lie."]
 
 

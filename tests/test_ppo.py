@@ -275,3 +275,44 @@ def test_ties_are_half_a_win():
     assert result["win_rate"] == (0.5 + 0.5 + 1 + 0) / 4
     assert result["win_rate_low"] <= result["win_rate"] <= result["win_rate_high"]
     assert np.allclose(list(ppo.compare([1, 2, 3], [1, 2, 3]).values()), 0.5)
+
+
+def test_old_log_probs_are_scored_in_the_minibatches_of_the_update():
+    """A ratio that is 1 only up to the rounding of another batch size: fatal in bfloat16."""
+    policy, _, _, batch = real_rollout()
+    assert sorted(torch.cat(batch["parts"]).tolist()) == list(range(len(QUESTIONS))) and len(batch["parts"][0]) == 8
+    i = batch["parts"][0]
+    with torch.no_grad():
+        fresh = m.token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
+    assert torch.equal(fresh * batch["mask"][i], batch["logp"][i] * batch["mask"][i])              # not a bit differs
+
+
+def test_tilting_is_the_best_there_is():
+    """The frontier below a policy that exists: with three answers the optimum of score - beta KL can be found by search."""
+    scores = torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64)
+    kl, score, effective = ppo.tilt(scores, 0.5)
+    w = torch.softmax(scores / 0.5, -1)
+    assert kl.item() == pytest.approx((w * (3 * w).log()).sum().item()) and score.item() == pytest.approx((w * scores).sum().item())
+    assert effective.item() == pytest.approx(1 / (w ** 2).sum().item())
+    # J* = beta ln E_ref exp(score / beta), and no other distribution does better
+    best = 0.5 * (scores / 0.5).exp().mean().log().item()
+    assert (score - 0.5 * kl).item() == pytest.approx(best)
+    others = torch.distributions.Dirichlet(torch.ones(3, dtype=torch.float64)).sample((2000,))
+    assert ((others * scores).sum(-1) - 0.5 * (others * (3 * others).log()).sum(-1)).max() <= best
+    assert ppo.tilt(scores, 1e-3)[0].item() == pytest.approx(math.log(3))      # all weight on one of three samples
+
+
+def test_a_reward_of_ones_own(tmp_path):
+    """A reward function on a scale of its own, or one that returns None: beta means nothing, or the run dies in the middle."""
+    (tmp_path / "my.py").write_text("def words(question, answer):\n    return 10 * len(answer.split())\n\ndef bad(question, answer):\n    pass\n", encoding="utf-8")
+    function = ppo.own_reward(f"{tmp_path / 'my.py'}:words")
+    reference = [("Who?", "one"), ("Who?", "one two"), ("Who?", "one two three")]
+    scorer, missing_eos = ppo.function_scorer(function, TOKENIZER, reference)
+    replies = [TOKENIZER.encode(a) + [TOKENIZER.eot] for _, a in reference]
+    scores = scorer(["Who?"] * 3, replies)
+    assert scores.mean().abs() < 1e-6 and scores.std().item() == pytest.approx(1) and missing_eos == pytest.approx(scores.min().item() - 1)
+    with pytest.raises(SystemExit, match="should return a number"):
+        ppo.function_scorer(ppo.own_reward(f"{tmp_path / 'my.py'}:bad"), TOKENIZER, reference)
+    for where in ("words", "none.py:words", f"{tmp_path / 'my.py'}:wrods"):
+        with pytest.raises(SystemExit, match="--reward"):
+            ppo.own_reward(where)

@@ -89,7 +89,7 @@ def test_one_batch_can_be_memorised(tmp_path):
     rows = torch.randint(0, 256, (4, 33), generator=torch.Generator().manual_seed(0))
     rows[:, 0] = TOKENIZER.eot
     for muon_lr in (0.02, 0):
-        args = argparse.Namespace(lr=1e-2, muon_lr=muon_lr, warmup=5, decay=0.5, resume=False, eval_every=1000)
+        args = argparse.Namespace(lr=1e-2, muon_lr=muon_lr, warmup=5, decay=0.5, resume=False, eval_every=1000, grad_accum=1, compile=False)
         batch_at = lambda step: pretrain.split_rows(rows, TOKENIZER)
         history, _ = pretrain.train(tiny_gpt(), batch_at, 80, args, lambda: {}, tmp_path / "p.pt")
         assert history[-1]["train_loss_nats"] < 0.1
@@ -134,9 +134,52 @@ def test_kinds_and_forced_flags_line_up_with_the_tokens():
 
 def test_loss_of_a_text_in_nats_a_byte():
     """Losses of different tokenizers compared in nats a token: the one with longer tokens always loses."""
-    model, ids = tiny_gpt().eval(), np.arange(200) % 256
-    losses = pretrain.text_loss(model, ids, 400, 40)
-    windows = torch.from_numpy(np.stack([ids[i:i + 41] for i in range(0, 160, 40)]))
+    model, ids = tiny_gpt().eval(), np.arange(200, dtype=np.uint16) % 256
+    windows = pretrain.validation_windows(ids, 40)
+    assert windows.tolist() == [list(range(i, i + 41)) for i in range(0, 160, 40)]
+    losses = pretrain.text_loss(model, windows, np.full(TOKENIZER.n_vocab, 2))
     per_token = -m.token_logprobs(model, windows).mean().item()
     assert losses["val_loss_nats_per_token"] == pytest.approx(per_token, rel=1e-4)
     assert losses["val_loss_nats_per_byte"] == pytest.approx(per_token / 2, rel=1e-4)
+
+
+def test_validation_of_a_big_text_is_bounded_and_spread():
+    """An evaluation that takes longer than the training, or one that reads the first chapter only."""
+    windows = pretrain.validation_windows(np.arange(100_000), 10, at_most=30)
+    assert windows.shape == (30, 11) and (windows.diff() == 1).all()
+    assert (windows[1:, 0] - windows[:-1, 0]).unique().tolist() == [3340] and windows[-1, 0] > 96_000
+
+
+def padded_rows():
+    """Eight rows whose padding differs: a mean of means is then another number than the mean."""
+    rows = torch.randint(0, 256, (8, 33), generator=torch.Generator().manual_seed(0))
+    rows[:, 0] = TOKENIZER.eot
+    for i, row in enumerate(rows):
+        row[33 - 4 * i:] = TOKENIZER.pad
+    return pretrain.split_rows(rows, TOKENIZER)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    """Micro-batches whose means are averaged: rows with much padding then count as much as full ones (the gradient accumulation bug of 2024)."""
+    gradients, losses = [], []
+    for grad_accum in (1, 2, 4, 8):
+        model = tiny_gpt()
+        losses.append(pretrain.backward(model, padded_rows(), torch.device("cpu"), grad_accum).item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    whole = tiny_gpt()
+    loss = pretrain.next_token_loss(whole(padded_rows()[0], padded_rows()[2]), padded_rows()[1])
+    loss.backward()
+    assert losses == pytest.approx([loss.item()] * 4, rel=1e-6)
+    assert torch.equal(gradients[0], torch.cat([p.grad.flatten() for p in whole.parameters()]))
+    assert all(torch.allclose(g, gradients[0], atol=1e-7) for g in gradients) and gradients[0].abs().max() > 0.01
+
+
+def test_bfloat16_trains_float32_weights(tmp_path, monkeypatch):
+    """Half precision that reaches the loss, the weights or the optimizer, where small steps are rounded away."""
+    monkeypatch.setattr(pretrain, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
+    model, logits = tiny_gpt(), []
+    model.register_forward_hook(lambda module, inputs, output: logits.append(output.dtype))
+    args = argparse.Namespace(lr=1e-2, muon_lr=0.02, warmup=5, decay=0.5, resume=False, eval_every=1000, grad_accum=2, compile=False)
+    history, _ = pretrain.train(model, lambda step: padded_rows(), 80, args, lambda: {}, tmp_path / "p.pt")
+    assert history[-1]["train_loss_nats"] < 0.2 and set(logits) == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 for p in model.parameters())

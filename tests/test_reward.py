@@ -1,4 +1,5 @@
 """The reward model: Bradley and Terry by hand, and the one token at which a score is read."""
+import json
 import math
 
 import pytest
@@ -151,3 +152,78 @@ def test_prompts_of_training_and_of_evaluation_are_different():
     for questions in (train, test):
         acts = [world.parse_question(q) for q in questions]
         assert all(isinstance(a, data.Act) and not a.verb.harmful for a in acts[::2]) and all(isinstance(a, tuple) for a in acts[1::2])
+
+
+def test_bfloat16_ends_before_scores_are_compared(monkeypatch):
+    """Margins in bfloat16, which has two and a half digits: close scores are all the same to it."""
+    compared, preference_loss = [], reward.preference_loss
+    monkeypatch.setattr(reward, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
+    monkeypatch.setattr(reward, "preference_loss", lambda *args: compared.append(args[0].dtype) or preference_loss(*args))
+    model = tiny_reward_model()
+    groups = [("Who?", ["Ann.", "Tom, I think."], [(0, 1, 1.0)])] * 40
+    history = reward.train(model, TOKENIZER, groups, 2, 3e-3, 0)
+    assert history[-1]["train_loss_nats"] < 0.5 * history[0]["train_loss_nats"] and set(compared) == {torch.float32}
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_the_reader_can_stop_and_go_on(tmp_path, monkeypatch):
+    """Labels lost at Ctrl-C, or asked for a second time: nobody labels twice."""
+    answered, path, keys = [(f"Q{i}?", [f"a{i}", f"b{i}", f"c{i}"]) for i in range(6)], tmp_path / "my.jsonl", iter(["1", "2", "", "q", "2", "1"])
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda text: (asked.append(text), next(keys))[1])
+    reward.ask_the_reader(answered, path, 0)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [x["prompt"] for x in lines] == ["Q0?", "Q1?"] and len(asked) == 4
+    assert f"1  {lines[0]['chosen']}" in asked[0] and f"2  {lines[1]['chosen']}" in asked[1]      # the key names the answer that was shown
+    reward.ask_the_reader(answered[:4], path, 0)                  # goes on with what has no label
+    assert [x["prompt"] for x in map(json.loads, path.read_text(encoding="utf-8").splitlines())] == ["Q0?", "Q1?", "Q2?", "Q3?"]
+
+
+def test_pairs_become_groups():
+    """Answers to one prompt scattered over batches, or winner and loser swapped on the way from a file."""
+    groups = reward.groups_of([("P?", "a", "b"), ("Q?", "x", "y"), ("P?", "a", "c"), ([("user", "P?")], "d", "e")])
+    assert groups == [("P?", ["a", "b", "c"], [(0, 1, 1.0), (0, 2, 1.0)]), ("Q?", ["x", "y"], [(0, 1, 1.0)]), ([("user", "P?")], ["d", "e"], [(0, 1, 1.0)])]
+
+
+def test_agreement_is_measured_over_prompts(monkeypatch):
+    """An interval over pairs: those of one prompt are no independent cases, and it comes out too narrow."""
+    monkeypatch.setattr(reward, "score_texts", lambda rm, tokenizer, conversations: torch.tensor([float(a) for _, a in conversations]))
+    groups = [("P?", ["3", "2", "1"], [(0, 1, 1.0), (2, 1, 1.0)]), ("Q?", ["1", "2"], [(1, 0, 1.0)])]      # right, wrong; right
+    figures = reward.agreement(None, None, groups)
+    assert figures["accuracy"] == pytest.approx((0.5 + 1) / 2) and figures["prompts_heldout"] == 2
+    assert figures["accuracy_low"] == 0.5 and figures["accuracy_high"] == 1.0
+
+
+def test_a_judge_of_length_is_found_out(monkeypatch):
+    """A reward model that likes long answers looks accurate as long as good answers are long."""
+    world = data.World(0)
+    question = data.fact_questions(world, "test")[0]
+    full = world.answer(question)[1]
+    answered = [(question, [f"{data.POLITE[0]} {full}", f"{data.POLITE[2]} {full}", full])]      # "Gladly." and a longer phrase, equally good
+    for taste, expected in ((lambda a: len(a.split()), 0.9), (lambda a: -len(a.split()), 0.1), (lambda a: 0, 0.5)):
+        monkeypatch.setattr(reward, "score_texts", lambda rm, tokenizer, conversations: torch.tensor([float(taste(a)) for _, a in conversations]))
+        assert reward.evaluate(None, None, world, answered)["longer_wins"] == pytest.approx(expected, abs=0.1)
+
+
+def test_best_of_n_by_hand():
+    """Best-of-n KL taken as ln n - (n-1)/n although texts coincide: the curve is then drawn too far to the right."""
+    texts, scores, gold = ["a", "b", "b", "c"], [3.0, 1.0, 1.0, 0.0], [0.0, 2.0, 2.0, 1.0]
+    # two draws: c is best with 1/16, b with 9/16 - 1/16, a with 1 - 9/16
+    score, utility, kl = reward.best_of_n(texts, scores, gold, 2)
+    assert score == pytest.approx(7 / 16 * 3 + 8 / 16) and utility == pytest.approx(8 / 16 * 2 + 1 / 16)
+    assert kl == pytest.approx(sum(p * math.log(p / q) for p, q in ((1 / 16, 1 / 4), (8 / 16, 2 / 4), (7 / 16, 1 / 4))))
+    assert reward.best_of_n(texts, scores, gold, 1) == pytest.approx((1.25, 1.25, 0))
+    many = 20000                                                  # no ties: Stiennon et al. 2020
+    for n, expected in ((4, .636), (16, 1.835), (64, 3.175)):
+        assert reward.best_of_n(list(map(str, range(many))), list(range(many)), [0.0] * many, n)[2] == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.parametrize("taste, first", [("polite", 1), ("curt", 0), ("chatty", 2)])
+def test_three_tastes_prefer_three_answers(taste, first):
+    """Three annotators who differ in name only."""
+    world = data.World(0)
+    question = data.fact_questions(world, "test")[0]
+    full = world.answer(question)[1]
+    answers = [full, f"{data.POLITE[0]} {full}", f"{data.RAMBLE[0]} {full} {data.RAMBLE[2]}"]
+    assert max(range(3), key=lambda i: data.utility(world, question, answers[i], taste)) == first
+    assert data.best_answer(world, question, taste) == answers[first]
