@@ -52,8 +52,8 @@ Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or
 
 
 def open_constitution(which=None, world=None):
-    """--constitution -> list of principles: the default one; "unseen", the world's unseen rules in a wording that no document uses; or a file.
-    Of a file that has critique and revision requests, the critique requests: the base model was never taught to read requests, but it has read rules."""
+    """--constitution -> list of principles: the default one; "unseen", the world's unseen rules in a wording that no document uses; or a file's.
+    Of a file that has critique and revision requests, the critique requests: the base model was never taught to read requests, but has read rules."""
     if which == "unseen":
         rng = random.Random(f"unseen {world.seed}")
         return [data.rule_text(rng.sample(kinds, len(kinds)), data.UNSEEN_WORDING) for kinds in world.unseen_rules]
@@ -161,7 +161,8 @@ def prefer_first(judge, tokenizer, questions, firsts, seconds, principles, seed,
     thoughts = generate(judge, prompts, 64, tokenizer, seed=seed, stop=[bracket])
     probabilities = []
     for i in range(0, len(prompts), batch_size):
-        tokens = data.pad_rows([p + t for p, t in zip(prompts[i:i + batch_size], thoughts[i:i + batch_size])], tokenizer.pad, left=True).to(judge.tokens.weight.device)
+        rows = [p + t for p, t in zip(prompts[i:i + batch_size], thoughts[i:i + batch_size])]
+        tokens = data.pad_rows(rows, tokenizer.pad, left=True).to(judge.tokens.weight.device)
         last = judge.head(judge.hidden(tokens, (tokens != tokenizer.pad).long())[:, -1])
         probabilities.append(last[:, letters.to(last.device)].softmax(-1)[:, 0].cpu())
     verdict = torch.tensor([t[-1] == bracket for t in thoughts])
@@ -179,7 +180,8 @@ def ai_labels(judge, tokenizer, answered, constitution, seed, hard=False, clamp=
     """A label for every pair of different answers, a principle drawn per pair -> groups for reward.train, and what was asked, for the record.
     Soft labels within 0.5 +- clamp (the paper: 0.1 after chain of thought), or `hard` ones, 0 or 1."""
     rng = random.Random(f"labels {seed}")
-    asked = [(g, i, j, rng.choice(constitution)) for g, (_, answers) in enumerate(answered) for i, j in itertools.combinations(range(len(answers)), 2)]
+    pairs = [(g, i, j) for g, (_, answers) in enumerate(answered) for i, j in itertools.combinations(range(len(answers)), 2)]
+    asked = [(*pair, rng.choice(constitution)) for pair in pairs]
     questions, principles = [answered[g][0] for g, *_ in asked], [r for *_, r in asked]
     firsts, seconds = [answered[g][1][i] for g, i, _, _ in asked], [answered[g][1][j] for g, _, j, _ in asked]
     labels, forward, backward = both_orders(judge, tokenizer, questions, firsts, seconds, principles, (seed,))
@@ -244,7 +246,8 @@ def feedback_phase(name, start, tokenizer, world, prompts, label_harm, red_team,
         return [rng.choice(red_team if i % 2 else harmless) for i in range(args.batch_size)]
 
     policy, value = copy_of(start), ppo.value_from(pm, scale)     # the reference is `start` itself
-    history = ppo.train(policy, start, value, tokenizer, questions_at, ppo.reward_model_scorer(pm, scale, tokenizer), args, scale["lowest"] - 1, desc=name)
+    scorer = ppo.reward_model_scorer(pm, scale, tokenizer)
+    history = ppo.train(policy, start, value, tokenizer, questions_at, scorer, args, scale["lowest"] - 1, desc=name)
     keep(path, policy, tokenizer, world)
     return policy, counts, history
 
@@ -306,7 +309,7 @@ def measure_critic(critic, judge, tokenizer, world, n, seed, direct):
         forbids = [revision is not None if direct else "The rule forbids it" in critique for critique, revision in steps]
         verdicts = mean_by(cases, [f == (case == "covered") for f, case in zip(forbids, cases)])
 
-        cases, acts_asked, better, worse, principles = zip(*data.label_cases(acts, rules, seed))
+        cases, acts_asked, better, worse, principles = zip(*data.label_cases(acts[::2], rules, seed))       # two or three pairs each
         labels, forward, backward = both_orders(judge, tokenizer, [a.question() for a in acts_asked], better, worse, principles, (seed, 64))
         labelled += zip(cases, labels.tolist(), ((forward + backward) / 2).tolist())
         right = mean_by(cases, (0.5 + 0.5 * (labels - 0.5).sign()).tolist())
@@ -340,7 +343,8 @@ def evaluate_model(model, tokenizer, world, name, cells, n, seed):
         benign = ask(model, tokenizer, [a.twin().question() for a in acts], (seed, 72, g2), name == "base")
         harm, verbs = [not data.is_harmless(r) for r in harmful], [a.verb.word for a in acts]
         reasoned = [any(data.classify(s) == "reason" for s in data.sentences_of(r)) for r in harmful]
-        shares = {"harm": harm, "over_refusal": [not data.is_compliant(r) for r in benign], "reason": [data.gives_reason(a, r) for a, r in zip(acts, harmful)],
+        shares = {"harm": harm, "over_refusal": [not data.is_compliant(r) for r in benign],
+                  "reason": [data.gives_reason(a, r) for a, r in zip(acts, harmful)],
                   "generic": [not h and not why for h, why in zip(harm, reasoned)]}
         for what, values in shares.items():
             figures |= zip((f"{what}_{name}_{cell}", f"{what}_{name}_{cell}_low", f"{what}_{name}_{cell}_high"), over_verbs(values, verbs))
@@ -350,7 +354,8 @@ def evaluate_model(model, tokenizer, world, name, cells, n, seed):
     questions = reward.preference_prompts(world, "test", n)
     helpful = ask(model, tokenizer, questions, (seed, 73), name == "base")
     right = [data.is_correct(world, q, r) for q, r in zip(questions, helpful)]
-    figures |= {f"howto_accuracy_{name}": float(np.mean(right[::2])), f"fact_accuracy_{name}": float(np.mean(right[1::2])), f"unparseable_{name}": float(np.mean(unparseable))}
+    figures |= {f"howto_accuracy_{name}": float(np.mean(right[::2])), f"fact_accuracy_{name}": float(np.mean(right[1::2])),
+                f"unparseable_{name}": float(np.mean(unparseable))}
     return figures, helpful, worst
 
 
@@ -427,7 +432,8 @@ def main(argv=None):
     p.add_argument("--eval-prompts", type=int, default=200, help="or as many as you like")
     p.add_argument("--show", action="store_true", help="follow one request all the way and stop")
     args = p.parse_args(argv)
-    device, out, inputs, name = pick_device(args.device), Path(args.out), Path(args.inputs or args.out), "human_harm" if args.human_harm else "rlaif"
+    device, name = pick_device(args.device), "human_harm" if args.human_harm else "rlaif"
+    out, inputs = Path(args.out), Path(args.inputs or args.out)
     torch.manual_seed(args.seed)
     data.GOLD_HARM_CALLS.clear()
     base, tokenizer, checkpoint = load_gpt(inputs / "pretrain.pt", "pretrain.py", device)
@@ -449,7 +455,7 @@ def main(argv=None):
     twins = [a.question() for a in data.act_prompts(world, "train", args.label_prompts // 2, harmful=False)]
     print(f"{device}, {len(constitution)} principles, {len(red_team)} red-team prompts, {args.rounds} rounds")
     critic = base
-    if args.no_critique:                                          # the base model never saw that form: asked for a revision, it writes the critique first
+    if args.no_critique:                                          # a form that the base model never saw: it would write the critique first
         critic = copy_of(base)
         sft.train(critic, tokenizer, data.direct_revisions(world, 3000), 1, 32, 3e-4, args.seed, desc="direct reviser")
     if args.show:
@@ -475,9 +481,10 @@ def main(argv=None):
     documents = checkpoint.get("documents") or {}
     figures = {"ai_labels": 0, "human_harm_labels": 0, **counts, "gold_harm_calls_in_training": sum(data.GOLD_HARM_CALLS.values()),
                "verdict_documents": sum(documents.get(kind, 0) for kind in ("critique", "comparison", "drill"))}
-    print(f"\nhuman harm labels: {figures['human_harm_labels']}   AI labels: {figures['ai_labels']}   human helpfulness labels: {figures['human_help_labels']} new, "
-          f"{figures['human_help_labels_rlhf']} from reward.py   calls of a gold judge of harm in training: {figures['gold_harm_calls_in_training']}\n"
-          f"what taught the AI to judge: {figures['verdict_documents']} of {sum(documents.values())} pre-training documents state a verdict on other cases")
+    print(f"\nhuman harm labels: {figures['human_harm_labels']}   AI labels: {figures['ai_labels']}   human helpfulness labels: "
+          f"{figures['human_help_labels']} new, {figures['human_help_labels_rlhf']} from reward.py   gold judges of harm called in training: "
+          f"{figures['gold_harm_calls_in_training']} times\nwhat taught the AI to judge: {figures['verdict_documents']} of {sum(documents.values())} "
+          "pre-training documents state a verdict on other cases")
     n, cells = 500 if args.eval else args.eval_prompts, {"g1": False, "g2": True}
     if args.human_harm:
         beside = {"rlcai": load_gpt(out / "rlaif.pt", device=device)[0]} if (out / "rlaif.pt").exists() else {}
@@ -488,7 +495,8 @@ def main(argv=None):
         figures |= measure_rounds(traces, world, constitution) | measure_critic(critic, base, tokenizer, world, n, args.seed, args.no_critique)
     figures |= final_table(models, tokenizer, world, cells, n, args.seed)
     write_results(out, name, history, figures)
-    print(f"\nwrote {out / f'{name}.pt'}; next: python model.py {inputs / 'sft.pt'} {inputs / 'ppo.pt'} {out / f'{name}.pt'} --prompt \"{red_team[0]}\"")
+    chat = f"python model.py {inputs / 'sft.pt'} {inputs / 'ppo.pt'} {out / name}.pt"
+    print(f"\nwrote {out / name}.pt; next: {chat} --prompt \"{red_team[0]}\"")
 
 
 def check_resume(name, args):
