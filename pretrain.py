@@ -13,7 +13,7 @@ where Ann lives (the cloze shows it), but has no idea that a question is there t
 import argparse
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -273,10 +273,12 @@ def main(argv=None):
     args.muon_lr = (0 if gentle else 0.005) if args.muon_lr is None else args.muon_lr
     world = None if args.data else data.World(args.world_seed)
     if world:
-        texts, letters = [], 0
+        texts, kinds, letters = [], Counter(), 0
         while letters < args.steps * args.batch_size * args.context * 5.2:      # a token has about 4.6: enough that no document is read twice
-            texts.append(data.write_document(world, "train", len(texts))[1])
-            letters += len(texts[-1])
+            kind, text, _ = data.write_document(world, "train", len(texts))
+            texts.append(text)
+            kinds[kind] += 1
+            letters += len(text)
         tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, [" " + data.unmark(t) for t in texts[:20000]], args.vocab_size)
         rows = data.pack([data.encode_document(tokenizer, t)[0] for t in texts], args.context, tokenizer.eot, tokenizer.pad)
         valid = validation_set(world, tokenizer, 2000, args.context)
@@ -317,7 +319,7 @@ def main(argv=None):
         return
     model.eval()
     save(out / "pretrain.pt", stage="pretrain", config=vars(model.config), model=model.state_dict(), tokenizer=tokenizer.state(),
-         world_seed=args.world_seed if world else None)
+         world_seed=args.world_seed if world else None, documents=dict(kinds) if world else None)
     (out / "pretrain.resume.pt").unlink(missing_ok=True)
 
     figures = {"tokens_per_second": round(speed), "parameters": parameters}

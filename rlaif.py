@@ -6,14 +6,17 @@
                     label = P("A") / (P("A") + P("B")),  averaged over both orders of the options
                 a preference model learns from these labels and from human labels of helpfulness; PPO does the rest
 
-It is RLHF with one letter changed, and the code shows it: sft.train, reward.train and ppo.train are called as they are.
+It is RLHF with one letter changed, and the code shows it: sft.train, reward.train and ppo.train are called as they are, and
+`feedback_phase` is the same for an AI's labels of harm and for people's.
 
-    python rlaif.py           reads out/pretrain.pt, out/sft.pt, out/ppo.pt and out/preferences.jsonl; 
-                              writes out/slcai.pt, out/rlaif_pm.pt, out/rlaif.pt, and as a record out/rlaif_traces.jsonl and rlaif_labels.jsonl
-    python rlaif.py --show    one request followed from the first answer to the last revision, and its AI label; no training
+    python rlaif.py                          reads out/pretrain.pt, out/sft.pt, out/ppo.pt and out/preferences.jsonl; writes out/slcai.pt,
+                                             out/rlaif_pm.pt, out/rlaif.pt, and as a record out/rlaif_traces.jsonl and out/rlaif_labels.jsonl
+    python rlaif.py --show                   one request followed from the first answer to the last revision, and its AI label; no training
+    python rlaif.py --human-harm             the comparison of the paper: people label harm, and like any refusal; writes out/human_harm.pt
+    python rlaif.py --constitution unseen --inputs out --out out/unseen      rules that no document shows (or: a file of your own)
 
 Who does what: the helpful model (ppo.pt) answers red-team prompts; the base model (pretrain.pt) critiques, revises and judges, a skill
-it has from pre-training documents about other cases; the gold judges of data.py only look on.
+it has from pre-training documents about other cases; the gold judges of data.py only look on, when all training is over.
 
 Watch: each round about halves the harm, since a principle covers about half the kinds of harm. The final model refuses,
 says whom the deed would hurt and how, offers something better, and still answers every harmless question.
@@ -21,7 +24,9 @@ says whom the deed would hurt and how, offers something better, and still answer
 import argparse
 import itertools
 import json
+import math
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +51,15 @@ Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or
 """
 
 
-def open_constitution(path):
-    """The default constitution, or that of a file -> list of principles. Of a file that has critique and revision requests, the critique
-    requests: the base model was never taught to read requests, but it has read rules."""
-    principles = [c["principle"] for c in data.read_constitution_file(path)] if path else data.read_principles(CONSTITUTION)
+def open_constitution(which=None, world=None):
+    """--constitution -> list of principles: the default one; "unseen", the world's unseen rules in a wording that no document uses; or a file's.
+    Of a file that has critique and revision requests, the critique requests: the base model was never taught to read requests, but has read rules."""
+    if which == "unseen":
+        rng = random.Random(f"unseen {world.seed}")
+        return [data.rule_text(rng.sample(kinds, len(kinds)), data.UNSEEN_WORDING) for kinds in world.unseen_rules]
+    principles = [c["principle"] for c in data.read_constitution_file(which)] if which else data.read_principles(CONSTITUTION)
     if not all(principles) or not principles:
-        raise SystemExit(f"--constitution: {path} should hold one short principle a line, such as: Do not steal, break or hurt.")
+        raise SystemExit(f"--constitution: {which} should hold one short principle a line, such as: Do not steal, break or hurt.")
     return principles
 
 
@@ -71,14 +79,14 @@ def questions_that_fit(tokenizer, context, principles, questions):
 # ------------------------------------------------------------------------------------------------------------------
 # Phase 1: critique and revision
 
-def critique_and_revise(critic, tokenizer, questions, answers, principles, seed):
-    """One round -> [(critique, revision)], sampled at temperature 1. The revision is None where the critique found no fault."""
-    prompts = [f" Request: {q} Answer: {a} Rule: {r} Critique:" for q, a, r in zip(questions, answers, principles)]
-    replies = generate(critic, [[tokenizer.eot, *tokenizer.encode(p)] for p in prompts], 96, tokenizer, seed=seed)
+def critique_and_revise(critic, tokenizer, questions, answers, principles, seed, direct=False):
+    """One round -> [(critique, revision)], sampled at temperature 1. The revision is None where no fault was found. `direct`: no critique."""
+    cases = [f"Request: {q} Answer: {a} Rule: {r}" for q, a, r in zip(questions, answers, principles)]
+    prompts = [data.chat_prompt(tokenizer, c) if direct else [tokenizer.eot, *tokenizer.encode(f" {c} Critique:")] for c in cases]
     steps = []
-    for ids in replies:
-        critique, found, revision = data.decode_reply(tokenizer, ids).partition(" Revision: ")
-        steps.append((critique, (revision if ids[-1] == tokenizer.eot else "") if found else None))
+    for ids in generate(critic, prompts, 96, tokenizer, seed=seed):
+        critique, found, revision = data.decode_reply(tokenizer, ids).partition("Revision: ")
+        steps.append((critique.strip(), (revision if ids[-1] == tokenizer.eot else "") if found else None))
     return steps
 
 
@@ -94,27 +102,54 @@ def reject_revision(revision, before):
     return "unchanged" if revision == before else None
 
 
-def revise_rounds(helpful, critic, tokenizer, questions, constitution, rounds, seed):
-    """The helpful model answers, the critic revises round after round -> (traces, why revisions were dropped).
+def revise_rounds(helpful, critic, tokenizer, questions, constitution, rounds, seed, direct=False):
+    """The helpful model answers, the critic revises round after round -> (traces, Counter of why revisions were dropped).
     A trace: {"question", "answers": [rounds + 1], "steps": [{"principle", "critique", "revision", "dropped"}]}."""
-    answers, dropped = answer(helpful, tokenizer, questions, seed=(seed, 51)), {}
+    answers, dropped = answer(helpful, tokenizer, questions, seed=(seed, 51)), Counter()
     traces = [{"question": q, "answers": [a], "steps": []} for q, a in zip(questions, answers)]
     for k in range(rounds):
         rng = random.Random(f"principles {seed} {k}")
         principles = [rng.choice(constitution) for _ in questions]
-        steps = critique_and_revise(critic, tokenizer, questions, [t["answers"][-1] for t in traces], principles, (seed, 52, k))
+        steps = critique_and_revise(critic, tokenizer, questions, [t["answers"][-1] for t in traces], principles, (seed, 52, k), direct)
         for trace, principle, (critique, revision) in zip(traces, principles, steps):
             before = trace["answers"][-1]
             why = reject_revision(revision, before) if revision is not None else None
-            if why:
-                dropped[why] = dropped.get(why, 0) + 1
+            dropped.update([why] if why else [])
             trace["steps"].append({"principle": principle, "critique": critique, "revision": revision, "dropped": why})
             trace["answers"].append(before if revision is None or why else revision)
     return traces, dropped
 
 
+def supervised_phase(helpful, critic, base, tokenizer, world, red_team, harmless, constitution, args):
+    """-> (traces, SL-CAI). The paper fine-tunes on the revisions of all rounds (--all-rounds); here only the last answers count, since
+    the early ones still hold harm. Those that no drawn principle covered stay in as they are."""
+    traces_path, path = Path(args.out, "rlaif_traces.jsonl"), Path(args.out, "slcai.pt")
+    if args.resume and traces_path.exists():
+        traces = [json.loads(line) for line in traces_path.read_text(encoding="utf-8").splitlines()]
+    else:
+        traces, dropped = revise_rounds(helpful, critic, tokenizer, red_team, constitution, args.rounds, args.seed, args.no_critique)
+        print("revisions dropped:", data.reasons(dropped))
+        write_lines(traces_path, traces)
+    show_trace(traces[0])
+    if args.resume and path.exists():
+        return traces, load_gpt(path, device=base.tokens.weight.device)[0]
+    revised = [(t["question"], a) for t in traces for a in t["answers"][1 if args.all_rounds else -1:]]
+    slcai = copy_of(base)
+    sft.train(slcai, tokenizer, revised + list(zip(harmless, answer(helpful, tokenizer, harmless, seed=(args.seed, 53)))),
+              args.sl_epochs, 32, args.sl_lr, args.seed, desc="SL-CAI")
+    keep(path, slcai, tokenizer, world)
+    return traces, slcai
+
+
+def show_trace(trace):
+    """One red-team prompt, followed through its rounds."""
+    print(f"\n{trace['question']}\n  first answer: {trace['answers'][0]}")
+    for k, (step, after) in enumerate(zip(trace["steps"], trace["answers"][1:]), 1):
+        print(f"  round {k}, principle: {step['principle']}\n    critique: {step['critique']}\n    answer:   {after}")
+
+
 # ------------------------------------------------------------------------------------------------------------------
-# Phase 2: AI feedback
+# Phase 2: feedback by an AI (or, for comparison, by people), preference model, PPO
 
 @torch.no_grad()
 def prefer_first(judge, tokenizer, questions, firsts, seconds, principles, seed, batch_size=128):
@@ -126,29 +161,46 @@ def prefer_first(judge, tokenizer, questions, firsts, seconds, principles, seed,
     thoughts = generate(judge, prompts, 64, tokenizer, seed=seed, stop=[bracket])
     probabilities = []
     for i in range(0, len(prompts), batch_size):
-        tokens = data.pad_rows([p + t for p, t in zip(prompts[i:i + batch_size], thoughts[i:i + batch_size])], tokenizer.pad, left=True).to(judge.tokens.weight.device)
+        rows = [p + t for p, t in zip(prompts[i:i + batch_size], thoughts[i:i + batch_size])]
+        tokens = data.pad_rows(rows, tokenizer.pad, left=True).to(judge.tokens.weight.device)
         last = judge.head(judge.hidden(tokens, (tokens != tokenizer.pad).long())[:, -1])
         probabilities.append(last[:, letters.to(last.device)].softmax(-1)[:, 0].cpu())
     verdict = torch.tensor([t[-1] == bracket for t in thoughts])
     return torch.where(verdict, torch.cat(probabilities), 0.5)
 
 
-def ai_labels(judge, tokenizer, answered, constitution, seed):
-    """A soft label for every pair of different answers: a principle drawn per pair, both orders asked and averaged -> groups for reward.train,
-    and a list of what was asked, for the record."""
+def both_orders(judge, tokenizer, questions, firsts, seconds, principles, seed):
+    """-> (P(first answer wins), averaged over both orders of the options; P(option A wins) in this order; in the other), each (N,)"""
+    forward = prefer_first(judge, tokenizer, questions, firsts, seconds, principles, (*seed, 61))
+    backward = prefer_first(judge, tokenizer, questions, seconds, firsts, principles, (*seed, 62))
+    return (forward + 1 - backward) / 2, forward, backward
+
+
+def ai_labels(judge, tokenizer, answered, constitution, seed, hard=False, clamp=0.5):
+    """A label for every pair of different answers, a principle drawn per pair -> groups for reward.train, and what was asked, for the record.
+    Soft labels within 0.5 +- clamp (the paper: 0.1 after chain of thought), or `hard` ones, 0 or 1."""
     rng = random.Random(f"labels {seed}")
-    asked = [(g, i, j, rng.choice(constitution)) for g, (_, answers) in enumerate(answered) for i, j in itertools.combinations(range(len(answers)), 2)]
+    pairs = [(g, i, j) for g, (_, answers) in enumerate(answered) for i, j in itertools.combinations(range(len(answers)), 2)]
+    asked = [(*pair, rng.choice(constitution)) for pair in pairs]
     questions, principles = [answered[g][0] for g, *_ in asked], [r for *_, r in asked]
     firsts, seconds = [answered[g][1][i] for g, i, _, _ in asked], [answered[g][1][j] for g, _, j, _ in asked]
-    forward = prefer_first(judge, tokenizer, questions, firsts, seconds, principles, (seed, 61))
-    backward = prefer_first(judge, tokenizer, questions, seconds, firsts, principles, (seed, 62))
-    labels = ((forward + 1 - backward) / 2).tolist()
+    labels, forward, backward = both_orders(judge, tokenizer, questions, firsts, seconds, principles, (seed,))
+    labels = ((labels - 0.5).sign() + 1) / 2 if hard else labels.clamp(0.5 - clamp, 0.5 + clamp)
     groups = [(q, answers, []) for q, answers in answered]
-    for (g, i, j, _), label in zip(asked, labels):
+    for (g, i, j, _), label in zip(asked, labels.tolist()):
         groups[g][2].append((i, j, label))
     record = [{"prompt": q, "principle": r, "a": a, "b": b, "label": round(x, 4), "a_first": round(f, 4), "b_first": round(1 - w, 4)}
-              for q, r, a, b, x, f, w in zip(questions, principles, firsts, seconds, labels, forward.tolist(), backward.tolist())]
+              for q, r, a, b, x, f, w in zip(questions, principles, firsts, seconds, labels.tolist(), forward.tolist(), backward.tolist())]
     return groups, record
+
+
+def human_harm_labels(world, answered, seed):
+    """For --human-harm alone: people choose between every two answers by data.prefers_refusal -> groups, and what was asked, for the record."""
+    rng, groups = random.Random(f"harm annotator {seed}"), []
+    for q, answers in answered:
+        pairs = itertools.combinations(range(len(answers)), 2)
+        groups.append((q, answers, [(i, j, float(rng.random() < data.prefers_refusal(world, q, answers[i], answers[j]))) for i, j in pairs]))
+    return groups, [{"prompt": q, "a": answers[i], "b": answers[j], "label": label} for q, answers, pairs in groups for i, j, label in pairs]
 
 
 def with_forced_refusal(model, tokenizer, answered, seed):
@@ -160,8 +212,119 @@ def with_forced_refusal(model, tokenizer, answered, seed):
     return [(q, answers if refusal in answers else [*answers, refusal]) for (q, answers), refusal in zip(answered, refusals)]
 
 
+def feedback_phase(name, start, tokenizer, world, prompts, label_harm, red_team, harmless, rlhf_groups, args):
+    """Labels of harm by label_harm(world, answered, seed); labels of helpfulness by people; one preference model; PPO from `start`.
+    -> (policy, how many labels, history). Writes OUT/name_labels.jsonl, name_pm.pt and name.pt."""
+    pm_path, path, device = Path(args.out, f"{name}_pm.pt"), Path(args.out, f"{name}.pt"), start.tokens.weight.device
+    if args.resume and pm_path.exists():
+        pm, scale, _ = reward.load_reward(pm_path, device)
+        counts = load(pm_path)["counts"]
+    else:
+        answered = reward.sample_answers(start, tokenizer, prompts, args.answers, (args.seed, 54))
+        if not answered:
+            raise SystemExit("the model gave one answer only to every prompt, so there is nothing to compare: raise --label-prompts or --answers")
+        harm_groups, record = label_harm(world, answered, args.seed)
+        write_lines(Path(args.out, f"{name}_labels.jsonl"), record)
+        questions = reward.preference_prompts(world, "train", args.helpful_prompts)
+        answered = reward.sample_answers(start, tokenizer, questions, args.answers, (args.seed, 55), fewest=1)
+        help_groups = reward.annotate(world, with_forced_refusal(start, tokenizer, answered, (args.seed, 56)), args.seed + 1)
+        counts = {"human_harm_labels" if name == "human_harm" else "ai_labels": len(record), "human_help_labels": sum(len(g[2]) for g in help_groups),
+                  "human_help_labels_rlhf": sum(len(g[2]) for g in rlhf_groups)}
+        groups = harm_groups + help_groups + rlhf_groups
+        random.Random(f"mix {args.seed}").shuffle(groups)
+        torch.manual_seed(args.seed)                              # the new head is a function of the seed, whatever ran before
+        pm = ScalarModel(copy_of(start)).to(device)
+        reward.train(pm, tokenizer, groups, 16, args.pm_lr, args.seed, desc="preference model")
+        half = red_team[:250] + harmless[:250]
+        scale = reward.normalise(pm, tokenizer, list(zip(half, answer(start, tokenizer, half, seed=(args.seed, 57)))))
+        keep(pm_path, pm, tokenizer, world, scale=scale, counts=counts)
+    if args.resume and path.exists():
+        return load_gpt(path, device=device)[0], counts, None
+
+    def questions_at(step):                                       # half red-team, half harmless
+        rng = random.Random(f"prompts {args.seed} {step}")
+        return [rng.choice(red_team if i % 2 else harmless) for i in range(args.batch_size)]
+
+    policy, value = copy_of(start), ppo.value_from(pm, scale)     # the reference is `start` itself
+    scorer = ppo.reward_model_scorer(pm, scale, tokenizer)
+    history = ppo.train(policy, start, value, tokenizer, questions_at, scorer, args, scale["lowest"] - 1, desc=name)
+    keep(path, policy, tokenizer, world)
+    return policy, counts, history
+
+
 # ------------------------------------------------------------------------------------------------------------------
 # Evaluation by the gold judges, which nothing above calls
+
+def mean_by(keys, values):
+    """{key: mean of its values}"""
+    return {k: float(np.mean([v for key, v in zip(keys, values) if key == k])) for k in dict.fromkeys(keys)}
+
+
+def over_verbs(values, verbs):
+    """Mean of the values and its 95% interval, bootstrapped over verbs: prompts of one verb succeed or fail together."""
+    names, which = np.unique(verbs, return_inverse=True)
+    sums, counts = np.bincount(which, np.array(values, float)), np.bincount(which)
+    drawn = np.random.default_rng(0).integers(0, len(names), (1000, len(names)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    return float(np.mean(values)), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def predicted_harm(h, q, k):
+    """Harm left after k rounds, (1 - h q)^k: h the chance that a drawn principle covers the fault, q the chance that a covered fault is mended.
+    Arrays, with an entry for each prompt, make a mixture: the mean over them."""
+    return float(np.mean((1 - np.asarray(h) * np.asarray(q)) ** k))
+
+
+def measure_rounds(traces, world, constitution):
+    """Harm after each round; then that of the first half of the prompts beside what round 1 of the *other* half predicts. -> figures"""
+    harmful = np.array([[not data.is_harmless(a) for a in t["answers"]] for t in traces])        # (prompts, rounds + 1)
+    figures, half = {f"harm_round_{k}": float(x) for k, x in enumerate(harmful.mean(0))}, len(traces) // 2
+    print("\nharm of the answers after each round:", "  ".join(f"{x:.3f}" for x in figures.values()))
+    verbs = [getattr(world.parse_question(t["question"]), "verb", None) for t in traces]
+    if None in verbs:                                             # prompts of one's own: nobody knows their kind of harm
+        return figures
+    other = [i for i, t in enumerate(traces) if i >= half and harmful[i, 0] and t["steps"] and data.covers(t["steps"][0]["principle"], verbs[i].kind)]
+    here = [i for i in range(half) if harmful[i, 0]]
+    if not other or not here:                                     # a constitution that names no kind of harm
+        return figures
+    mended, h_of = [not harmful[i, 1] for i in other], {kind: np.mean([data.covers(r, kind) for r in constitution]) for kind in data.HARMS}
+    q_of, q = mean_by([verbs[i] for i in other], mended), float(np.mean(mended))
+    hs, qs, said = [h_of[verbs[i].kind] for i in here], [q_of.get(verbs[i], q) for i in here], []
+    for k in range(1, harmful.shape[1]):
+        row = {"measured": float(harmful[here, k].mean()), "predicted": predicted_harm(np.mean(hs), q, k), "mixture": predicted_harm(hs, qs, k)}
+        figures |= {f"harm_{name}_{k}": x for name, x in row.items()}
+        said.append(" / ".join(f"{x:.3f}" for x in row.values()))
+    print(f"measured / (1 - hq)^k / with a q for each verb; h = {np.mean(hs):.3f}, q = {q:.3f} of other prompts:  " + "   ".join(said))
+    return figures | {"h": float(np.mean(hs)), "q": q}
+
+
+def measure_critic(critic, judge, tokenizer, world, n, seed, direct):
+    """What critiques and labels are worth on held-out requests: G1 and G2 under the default constitution, G1 under unseen rules. What is right
+    is said at data.verdict_cases and data.label_cases. -> figures"""
+    figures, labelled = {}, []
+    for cell, g2, which in (("g1", False, None), ("g2", True, None), ("unseen", False, "unseen")):
+        acts, rules = data.act_prompts(world, "test", n, harmful=True, g2=g2), open_constitution(which, world)
+        cases, acts_asked, answers, principles = zip(*data.verdict_cases(acts, rules, seed))
+        steps = critique_and_revise(critic, tokenizer, [a.question() for a in acts_asked], answers, principles, (seed, 63), direct)
+        forbids = [revision is not None if direct else "The rule forbids it" in critique for critique, revision in steps]
+        verdicts = mean_by(cases, [f == (case == "covered") for f, case in zip(forbids, cases)])
+
+        cases, acts_asked, better, worse, principles = zip(*data.label_cases(acts[::2], rules, seed))       # two or three pairs each
+        labels, forward, backward = both_orders(judge, tokenizer, [a.question() for a in acts_asked], better, worse, principles, (seed, 64))
+        labelled += zip(cases, labels.tolist(), ((forward + backward) / 2).tolist())
+        right = mean_by(cases, (0.5 + 0.5 * (labels - 0.5).sign()).tolist())
+
+        figures |= {f"verdict_{cell}": float(np.mean(list(verdicts.values())))} | {f"verdict_{case}_{cell}": x for case, x in verdicts.items()}
+        figures |= {f"label_{case}_{cell}": right[case] for case in ("harmful", "good")}
+        print(f"{cell:6} critique verdicts right {figures[f'verdict_{cell}']:.3f} ({', '.join(f'{case} {x:.3f}' for case, x in verdicts.items())})   "
+              f"AI labels right: harmful requests {right['harmful']:.3f}, good ones {right['good']:.3f}")
+    silent, decided = ([label for case, label, _ in labelled if (case == "silent") == wanted] for wanted in (True, False))
+    figures |= {"label_silent_mean": float(np.mean(silent)), "label_silent_spread": float(np.std(silent)), "label_error": 1 - float(np.mean(decided)),
+                "position_bias": float(np.mean([first for *_, first in labelled])) - 0.5}
+    print(f"AI labels: mean error {figures['label_error']:.3f}   option A is favoured by {figures['position_bias']:+.3f}   "
+          f"where the principle is silent on a harm {figures['label_silent_mean']:.2f} +- {figures['label_silent_spread']:.2f}")
+    return figures
+
 
 def ask(model, tokenizer, questions, seed, base=False):
     """One sample at temperature 1 for each question; a base model gets the bare text, which is all it knows."""
@@ -171,73 +334,85 @@ def ask(model, tokenizer, questions, seed, base=False):
     return [data.decode_reply(tokenizer, r) for r in generate(model, prompts, 24, tokenizer, seed=seed)]
 
 
-def evaluate_model(model, tokenizer, world, name, n, seed, sft_answers=None):
-    """Gold figures of one model -> (dict, its answers to the harmless questions)."""
-    base, figures, unparseable = name == "base", {}, []
-    for cell, g2 in (("g1", False), ("g2", True)):
+def evaluate_model(model, tokenizer, world, name, cells, n, seed):
+    """Gold figures of one model -> (dict, its answers to harmless questions, the worst verb of each cell). `cells`: {name: verbs of G2?}"""
+    figures, worst, unparseable = {}, [], []
+    for cell, g2 in cells.items():
         acts = data.act_prompts(world, "test", n, harmful=True, g2=g2)
-        harmful = ask(model, tokenizer, [a.question() for a in acts], (seed, 71, g2), base)
-        benign = ask(model, tokenizer, [a.twin().question() for a in acts], (seed, 72, g2), base)
-        figures[f"harm_{name}_{cell}"] = 1 - float(np.mean([data.is_harmless(r) for r in harmful]))
-        figures[f"over_refusal_{name}_{cell}"] = 1 - float(np.mean([data.is_compliant(r) for r in benign]))
-        figures[f"reason_{name}_{cell}"] = float(np.mean([data.gives_reason(a, r) for a, r in zip(acts, harmful)]))
+        harmful = ask(model, tokenizer, [a.question() for a in acts], (seed, 71, g2), name == "base")
+        benign = ask(model, tokenizer, [a.twin().question() for a in acts], (seed, 72, g2), name == "base")
+        harm, verbs = [not data.is_harmless(r) for r in harmful], [a.verb.word for a in acts]
+        reasoned = [any(data.classify(s) == "reason" for s in data.sentences_of(r)) for r in harmful]
+        shares = {"harm": harm, "over_refusal": [not data.is_compliant(r) for r in benign],
+                  "reason": [data.gives_reason(a, r) for a, r in zip(acts, harmful)],
+                  "generic": [not h and not why for h, why in zip(harm, reasoned)]}
+        for what, values in shares.items():
+            figures |= zip((f"{what}_{name}_{cell}", f"{what}_{name}_{cell}_low", f"{what}_{name}_{cell}_high"), over_verbs(values, verbs))
+        figures |= {f"harm_{name}_{cell}_{kind}": x for kind, x in mean_by([a.verb.kind for a in acts], harm).items()}
+        worst.append(max((x, verb) for verb, x in mean_by(verbs, harm).items()))
         unparseable += [not data.is_parseable(r) for r in harmful + benign]
     questions = reward.preference_prompts(world, "test", n)
-    helpful = ask(model, tokenizer, questions, (seed, 73), base)
+    helpful = ask(model, tokenizer, questions, (seed, 73), name == "base")
     right = [data.is_correct(world, q, r) for q, r in zip(questions, helpful)]
     figures |= {f"howto_accuracy_{name}": float(np.mean(right[::2])), f"fact_accuracy_{name}": float(np.mean(right[1::2])),
-                f"utility_{name}": float(np.mean([data.utility(world, q, r) for q, r in zip(questions, helpful)])), f"unparseable_{name}": float(np.mean(unparseable))}
-    if sft_answers:
-        figures[f"win_rate_{name}"] = float(ppo.compare(*([data.utility(world, q, a) for q, a in zip(questions, texts)] for texts in (helpful, sft_answers)))["win_rate"])
-    return figures, helpful
+                f"unparseable_{name}": float(np.mean(unparseable))}
+    return figures, helpful, worst
 
 
-def final_table(models, tokenizer, world, n, seed):
-    """Every model on the same held-out prompts: the figures, then the answers side by side."""
-    figures, sft_answers = {}, None
-    columns = [("harm", "g1"), ("harm", "g2"), ("over_refusal", "g1"), ("over_refusal", "g2"), ("reason", "g1"), ("reason", "g2")]
-    print(f"\n{'':8}" + "".join(f"{c.replace('_', '-') + ' ' + cell.upper():>17}" for c, cell in columns) + f"{'facts':>8}{'how-to':>8}{'utility':>9}{'win':>7}")
+def final_table(models, tokenizer, world, cells, n, seed):
+    """Every model on the same held-out prompts: how harmless, how helpful, then some answers side by side. -> figures"""
+    figures, helpful, columns = {}, {}, [f"{what} {cell}" for what in ("harm", "over-refusal", "reason") for cell in cells]
+    print(f"\n{n} held-out prompts a cell, 95% intervals over verbs; harm is all that is not a clean refusal, babble too\n{'':10}"
+          + "".join(c.rjust(19) for c in columns) + "".join(f"generic {cell}".rjust(13) for cell in cells))
     for name, model in models.items():
-        new, helpful = evaluate_model(model, tokenizer, world, name, n, seed, sft_answers)
-        sft_answers = helpful if name == "sft" else sft_answers
+        new, helpful[name], worst = evaluate_model(model, tokenizer, world, name, cells, n, seed)
         figures |= new
-        print(f"{name:8}" + "".join(f"{new[f'{c}_{name}_{cell}']:17.3f}" for c, cell in columns)
-              + f"{new[f'fact_accuracy_{name}']:8.3f}{new[f'howto_accuracy_{name}']:8.3f}{new[f'utility_{name}']:9.2f}{new.get(f'win_rate_{name}', float('nan')):7.3f}")
-    print("harm is all that is not a clean refusal, so a base model's babble counts. Unparseable: "
-          + "  ".join(f"{name} {figures[f'unparseable_{name}']:.3f}" for name in models) + ". Win: against sft.")
-    act = data.act_prompts(world, "test", 1, harmful=True)[0]
-    g2 = data.act_prompts(world, "test", 4, harmful=True, g2=True)[3]
-    for question in (data.fact_questions(world, "test")[0], act.question(), act.twin().question(), g2.question()):
+        keys = [f"{what.replace('-', '_')}_{name}_{cell}" for what, cell in map(str.split, columns)]
+        print(f"{name:10}" + "".join(f"{new[k]:.3f} [{new[k + '_low']:.2f} {new[k + '_high']:.2f}]".rjust(19) for k in keys)
+              + "".join(f"{new[f'generic_{name}_{cell}']:13.3f}" for cell in cells))
+    for cell, (x, verb) in zip(cells, worst):
+        by_kind = "   ".join(f"{kind} {figures.get(f'harm_{name}_{cell}_{kind}', math.nan):.2f}" for kind in data.HARMS)
+        print(f"{name} on {cell}: worst verb {verb} {x:.2f}; harm by kind: {by_kind}")
+    print(f"\n{'':10}   facts  how-to  utility   win rate over SFT   unparseable")
+    questions = reward.preference_prompts(world, "test", n)
+    utilities = {name: [data.utility(world, q, a) for q, a in zip(questions, texts)] for name, texts in helpful.items()}
+    for name in models:
+        won = ppo.compare(utilities[name], utilities["sft"])
+        figures |= {f"{k}_{name}": float(x) for k, x in won.items()} | {f"utility_{name}": float(np.mean(utilities[name]))}
+        print(f"{name:10}{figures[f'fact_accuracy_{name}']:8.3f}{figures[f'howto_accuracy_{name}']:8.3f}{figures[f'utility_{name}']:9.2f}"
+              f"{won['win_rate']:8.3f} [{won['win_rate_low']:.2f} {won['win_rate_high']:.2f}]{figures[f'unparseable_{name}']:14.3f}")
+    g1, g2 = (data.act_prompts(world, "test", 4, harmful=True, g2=g2) for g2 in (False, True))
+    for question in (data.fact_questions(world, "test")[0], g1[0].question(), g1[0].twin().question(), g2[3].question()):
         print(f"\n{question}")
         for name, model in models.items():
-            print(f"  {name:8}{ask(model, tokenizer, [question], (seed, 74), name == 'base')[0]}")
+            print(f"  {name:10}{ask(model, tokenizer, [question], (seed, 74), name == 'base')[0]}")
     return figures
 
 
-def show_trace(trace):
-    """One red-team prompt, followed through its rounds."""
-    print(f"\n{trace['question']}\n  first answer: {trace['answers'][0]}")
-    for k, (step, after) in enumerate(zip(trace["steps"], trace["answers"][1:]), 1):
-        print(f"  round {k}, principle: {step['principle']}\n    critique: {step['critique']}\n    answer:   {after}")
-
+# ------------------------------------------------------------------------------------------------------------------
 
 def main(argv=None):
     p = argparse.ArgumentParser(description="Constitutional AI: critique, revise, AI labels, preference model, PPO.")
     # supervised phase
-    p.add_argument("--constitution", help="a file, one principle a line or JSON (data.read_constitution_file); default: the one above")
+    p.add_argument("--constitution", help="unseen (rules that no document shows), or a file: one principle a line, or JSON; default: the one above")
     p.add_argument("--red-team-file", help="your own red-team prompts, one a line or JSON (data.read_prompts); default: the world's")
     p.add_argument("--red-team", type=int, default=1000, help="red-team prompts to answer, critique and revise")
     p.add_argument("--rounds", type=int, default=4, help="rounds of critique and revision")
+    p.add_argument("--no-critique", action="store_true", help="revise directly, by a copy of the base model that is shown how")
+    p.add_argument("--all-rounds", action="store_true", help="fine-tune on the answers after every round, not after the last alone")
     p.add_argument("--helpful", type=int, default=2500, help="harmless prompts whose helpful answers are mixed in")
     p.add_argument("--sl-epochs", type=int, default=3, help="times each conversation is read")
     p.add_argument("--sl-lr", type=float, default=3e-4, help="peak learning rate of SL-CAI")
     # AI feedback phase
     p.add_argument("--label-prompts", type=int, default=700, help="prompts whose answers the AI compares: half red-team, half benign")
     p.add_argument("--answers", type=int, default=6, help="answers sampled for each of them")
+    p.add_argument("--hard", action="store_true", help="hard labels: 0 or 1 instead of the AI's probability")
+    p.add_argument("--clamp", type=float, default=0.5, help="keep soft labels within 0.5 plus or minus this")
     p.add_argument("--helpful-prompts", type=int, default=500, help="harmless prompts for human helpfulness labels on SL-CAI's answers")
     p.add_argument("--pm-lr", type=float, default=5e-4, help="peak learning rate of the preference model")
+    p.add_argument("--human-harm", action="store_true", help="no Constitutional AI: RLHF with human labels of harm, for comparison")
     # PPO, as in ppo.py
-    p.add_argument("--beta", type=float, default=0.15, help="reward lost per nat of KL from SL-CAI")
+    p.add_argument("--beta", type=float, default=0.15, help="reward lost per nat of KL from where PPO starts")
     p.add_argument("--iterations", type=int, default=25, help="rollouts")
     p.add_argument("--batch-size", type=int, default=128, help="answers a rollout, half of them to red-team prompts")
     p.add_argument("--max-new", type=int, default=56, help="longest answer of a rollout, in tokens")
@@ -247,139 +422,103 @@ def main(argv=None):
     p.add_argument("--lr", type=float, default=2e-4, help="peak learning rate of the policy")
     p.add_argument("--value-lr", type=float, default=5e-4, help="peak learning rate of the value model")
     # where things go
-    p.add_argument("--init", help="the helpful model; default: OUT/ppo.pt")
-    p.add_argument("--base", help="the critic, judge and start of SL-CAI; default: OUT/pretrain.pt")
+    p.add_argument("--init", help="the helpful model; default: INPUTS/ppo.pt")
+    p.add_argument("--inputs", help="folder of pretrain.pt (critic, judge and start of SL-CAI), sft.pt, ppo.pt and preferences.jsonl; default: OUT")
     p.add_argument("--out", default="out", help="folder of everything that is written")
     p.add_argument("--seed", type=int, default=0, help="seed of principles, samples and data order")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     p.add_argument("--resume", action="store_true", help="go on after the last finished phase")
-    p.add_argument("--eval-prompts", type=int, default=200, help="held-out prompts for each cell of the final table")
+    p.add_argument("--eval", choices=["full"], help="full: 500 held-out prompts for each cell of the final table")
+    p.add_argument("--eval-prompts", type=int, default=200, help="or as many as you like")
     p.add_argument("--show", action="store_true", help="follow one request all the way and stop")
     args = p.parse_args(argv)
-    device, out = pick_device(args.device), Path(args.out)
+    device, name = pick_device(args.device), "human_harm" if args.human_harm else "rlaif"
+    out, inputs = Path(args.out), Path(args.inputs or args.out)
     torch.manual_seed(args.seed)
-    base, tokenizer, checkpoint = load_gpt(args.base or out / "pretrain.pt", "pretrain.py", device)
-    helpful, _, helpful_file = load_gpt(args.init or out / "ppo.pt", "ppo.py", device)
-    sft_model, _, sft_file = load_gpt(out / "sft.pt", "sft.py", device)
+    data.GOLD_HARM_CALLS.clear()
+    base, tokenizer, checkpoint = load_gpt(inputs / "pretrain.pt", "pretrain.py", device)
+    helpful, _, helpful_file = load_gpt(args.init or inputs / "ppo.pt", "ppo.py", device)
+    sft_model, _, sft_file = load_gpt(inputs / "sft.pt", "sft.py", device)
     if not checkpoint["tokenizer"] == helpful_file["tokenizer"] == sft_file["tokenizer"]:
         raise SystemExit("these checkpoints come from different pre-trainings (their tokenizers differ): run sft.py, reward.py and ppo.py again")
     world = data.world_of(checkpoint)
-    constitution = open_constitution(args.constitution)
+    constitution = open_constitution(args.constitution, world)
     if not args.show:
-        if not (out / "preferences.jsonl").exists():              # all inputs are there before an earlier run's files are cleared
-            raise SystemExit(f"{out / 'preferences.jsonl'} not found: run `python reward.py` first")
-        rlhf_groups = reward.groups_of(data.read_preferences(out / "preferences.jsonl")[0])
-        check_resume(out, args)
+        if not (inputs / "preferences.jsonl").exists():           # all inputs are there before an earlier run's files are cleared
+            raise SystemExit(f"{inputs / 'preferences.jsonl'} not found: run `python reward.py` first")
+        rlhf_groups = reward.groups_of(data.read_preferences(inputs / "preferences.jsonl")[0])
+        check_resume(name, args)
     red_team = (data.read_prompts(args.red_team_file)[:args.red_team] if args.red_team_file
                 else [a.question() for a in data.act_prompts(world, "train", args.red_team, harmful=True)])
     red_team = questions_that_fit(tokenizer, base.config.context, constitution, red_team)
     harmless = reward.preference_prompts(world, "train", args.helpful)
+    twins = [a.question() for a in data.act_prompts(world, "train", args.label_prompts // 2, harmful=False)]
     print(f"{device}, {len(constitution)} principles, {len(red_team)} red-team prompts, {args.rounds} rounds")
-
-    # 1a. Critique and revision
-    def done(path):
-        return args.resume and path.exists()
-
-    traces_path = out / "rlaif_traces.jsonl"
-    if done(traces_path):
-        traces = [json.loads(line) for line in traces_path.read_text(encoding="utf-8").splitlines()]
-    else:
-        asked = red_team[:1] if args.show else red_team
-        traces, dropped = revise_rounds(helpful, base, tokenizer, asked, constitution, args.rounds, args.seed)
-        print("revisions dropped:", ", ".join(f"{n} {why}" for why, n in sorted(dropped.items())) or "none")
-        if not args.show:
-            write_lines(traces_path, traces)
-    show_trace(traces[0])
+    critic = base
+    if args.no_critique:                                          # a form that the base model never saw: it would write the critique first
+        critic = copy_of(base)
+        sft.train(critic, tokenizer, data.direct_revisions(world, 3000), 1, 32, 3e-4, args.seed, desc="direct reviser")
     if args.show:
-        two = [(red_team[0], [traces[0]["answers"][0], traces[0]["answers"][-1]])]
-        _, record = ai_labels(base, tokenizer, two, constitution, args.seed)
-        for r in record:
-            print(f"\nprinciple: {r['principle']}\n  (A) {r['a']}\n  (B) {r['b']}\n  P(A is better) = {r['label']:.2f}"
-                  f"  (asked as A: {r['a_first']:.2f}, asked as B: {r['b_first']:.2f})")
+        (trace,), _ = revise_rounds(helpful, critic, tokenizer, red_team[:1], constitution, args.rounds, args.seed, args.no_critique)
+        show_trace(trace)
+        _, (r, *_) = ai_labels(base, tokenizer, [(red_team[0], [trace["answers"][0], trace["answers"][-1]])], constitution, args.seed)
+        print(f"\nprinciple: {r['principle']}\n  (A) {r['a']}\n  (B) {r['b']}\n  P(A is better) = {r['label']:.2f}"
+              f"  (asked as A: {r['a_first']:.2f}, asked as B: {r['b_first']:.2f})")
         return
-    figures = {f"harm_round_{k}": 1 - float(np.mean([data.is_harmless(t["answers"][k]) for t in traces])) for k in range(args.rounds + 1)}
-    print("\nharm of the answers after each round:", "  ".join(f"{figures[f'harm_round_{k}']:.3f}" for k in range(args.rounds + 1)))
 
-    # 1b. SL-CAI: the pre-trained model fine-tuned on revisions and on helpful answers. The paper takes the revisions of all rounds; here
-    # only the last answers count, since the early ones still hold harm. Those that no drawn principle covered stay in as they are.
-    slcai_path = out / "slcai.pt"
-    if done(slcai_path):
-        slcai, _, _ = load_gpt(slcai_path, device=device)
+    if args.human_harm:                                           # PPO can only make more of what the policy tries at times: a few bare refusals
+        start, own = copy_of(helpful), harmless[:450]
+        refusals, own = [(q, data.REFUSAL) for q in red_team[:50]], list(zip(own, answer(helpful, tokenizer, own, seed=(args.seed, 58))))
+        sft.train(start, tokenizer, refusals + own, args.sl_epochs, 32, args.sl_lr, args.seed, desc="a few refusals")
+        prompts, label_harm = red_team[:len(twins)], human_harm_labels
     else:
-        helpful_answers = answer(helpful, tokenizer, harmless, seed=(args.seed, 53))
-        conversations = [(t["question"], t["answers"][-1]) for t in traces] + list(zip(harmless, helpful_answers))
-        slcai = copy_of(base)
-        sft.train(slcai, tokenizer, conversations, args.sl_epochs, 32, args.sl_lr, args.seed, desc="SL-CAI")
-        save(slcai_path, stage="slcai", config=vars(slcai.config), model=slcai.state_dict(),
-             tokenizer=tokenizer.state(), world_seed=world.seed)
+        traces, start = supervised_phase(helpful, critic, base, tokenizer, world, red_team, harmless, constitution, args)
+        prompts = [q for pair in zip(itertools.cycle(red_team), twins) for q in pair]
+        label_harm = lambda world, answered, seed: ai_labels(base, tokenizer, answered, constitution, seed, args.hard, args.clamp)
+    policy, counts, history = feedback_phase(name, start, tokenizer, world, prompts, label_harm, red_team, harmless, rlhf_groups, args)
 
-    # 2a. AI labels for harm, human labels for helpfulness, one preference model
-    pm_path, labels_path = out / "rlaif_pm.pt", out / "rlaif_labels.jsonl"
-    if done(pm_path):
-        pm, scale, _ = reward.load_reward(pm_path, device)
-        counts = load(pm_path)["counts"]
+    # All training is over: from here on the gold judges speak
+    documents = checkpoint.get("documents") or {}
+    figures = {"ai_labels": 0, "human_harm_labels": 0, **counts, "gold_harm_calls_in_training": sum(data.GOLD_HARM_CALLS.values()),
+               "verdict_documents": sum(documents.get(kind, 0) for kind in ("critique", "comparison", "drill"))}
+    print(f"\nhuman harm labels: {figures['human_harm_labels']}   AI labels: {figures['ai_labels']}   human helpfulness labels: "
+          f"{figures['human_help_labels']} new, {figures['human_help_labels_rlhf']} from reward.py   gold judges of harm called in training: "
+          f"{figures['gold_harm_calls_in_training']} times\nwhat taught the AI to judge: {figures['verdict_documents']} of {sum(documents.values())} "
+          "pre-training documents state a verdict on other cases")
+    n, cells = 500 if args.eval else args.eval_prompts, {"g1": False, "g2": True}
+    if args.human_harm:
+        beside = {"rlcai": load_gpt(out / "rlaif.pt", device=device)[0]} if (out / "rlaif.pt").exists() else {}
+        models = {"sft": sft_model, "rlhf": helpful, **beside, "humanharm": policy}
     else:
-        acts = data.act_prompts(world, "train", args.label_prompts // 2, harmful=True)
-        harmful = itertools.cycle(red_team) if args.red_team_file else [a.question() for a in acts]
-        prompts = [q for h, a in zip(harmful, acts) for q in (h, a.twin().question())]
-        answered = reward.sample_answers(slcai, tokenizer, prompts, args.answers, (args.seed, 54))
-        if not answered:
-            raise SystemExit("SL-CAI gave one answer only to every prompt, so there is nothing to compare: raise --label-prompts or --answers")
-        harm_groups, record = ai_labels(base, tokenizer, answered, constitution, args.seed)
-        write_lines(labels_path, record)
-        questions = reward.preference_prompts(world, "train", args.helpful_prompts)
-        answered = reward.sample_answers(slcai, tokenizer, questions, args.answers, (args.seed, 55), fewest=1)
-        help_groups = reward.annotate(world, with_forced_refusal(slcai, tokenizer, answered, (args.seed, 56)), args.seed + 1)
-        counts = {"ai_labels": len(record), "human_help_labels": sum(len(g[2]) for g in help_groups),
-                  "human_help_labels_rlhf": sum(len(g[2]) for g in rlhf_groups)}
-        groups = harm_groups + help_groups + rlhf_groups
-        random.Random(f"mix {args.seed}").shuffle(groups)
-        torch.manual_seed(args.seed)                              # the new head is a function of the seed, whatever ran before
-        pm = ScalarModel(copy_of(slcai)).to(device)
-        reward.train(pm, tokenizer, groups, 16, args.pm_lr, args.seed, desc="preference model")
-        half = red_team[:250] + harmless[:250]
-        scale = reward.normalise(pm, tokenizer, list(zip(half, answer(slcai, tokenizer, half, seed=(args.seed, 57)))))
-        save(pm_path, stage="rlaif_pm", config=vars(slcai.config), model=pm.state_dict(), scale=scale, counts=counts,
-             tokenizer=tokenizer.state(), world_seed=world.seed)
-
-    # 2b. PPO from SL-CAI, half red-team and half harmless prompts
-    rlcai_path, history = out / "rlaif.pt", None
-    if done(rlcai_path):
-        rlcai, _, _ = load_gpt(rlcai_path, device=device)
-    else:
-        rlcai, value = copy_of(slcai), ppo.value_from(pm, scale)
-
-        def questions_at(step):
-            rng = random.Random(f"prompts {args.seed} {step}")
-            return [rng.choice(red_team if i % 2 else harmless) for i in range(args.batch_size)]
-
-        history = ppo.train(rlcai, slcai, value, tokenizer, questions_at, ppo.reward_model_scorer(pm, scale, tokenizer), args,
-                            scale["lowest"] - 1, desc="RL-CAI")
-        save(rlcai_path, stage="rlaif", config=vars(rlcai.config), model=rlcai.state_dict(),
-             tokenizer=tokenizer.state(), world_seed=world.seed)
-    taught = sum(data.DOCUMENTS[kind][0] for kind in ("critique", "comparison", "drill"))
-    print(f"\nhuman harm labels: 0   AI labels: {counts['ai_labels']}   human helpfulness labels: {counts['human_help_labels']} new, "
-          f"{counts['human_help_labels_rlhf']} from reward.py\nwhat taught the AI to judge: {taught:.0%} of the pre-training documents state a verdict on other cases")
-
-    models = {"base": base, "sft": sft_model, "rlhf": helpful, "slcai": slcai, "rlcai": rlcai}
-    figures |= final_table(models, tokenizer, world, args.eval_prompts, args.seed) | counts | {"human_harm_labels": 0}
-    write_results(out, "rlaif", history, figures)
-    print(f"\nwrote {slcai_path} and {rlcai_path}; next: python model.py {out / 'sft.pt'} {out / 'ppo.pt'} {rlcai_path} --prompt \"{red_team[0]}\"")
+        models = {"base": base, "sft": sft_model, "rlhf": helpful, "slcai": start, "rlcai": policy}
+        cells = {"g3": False, "g2g3": True} if args.constitution == "unseen" else cells
+        figures |= measure_rounds(traces, world, constitution) | measure_critic(critic, base, tokenizer, world, n, args.seed, args.no_critique)
+    figures |= final_table(models, tokenizer, world, cells, n, args.seed)
+    write_results(out, name, history, figures)
+    chat = f"python model.py {inputs / 'sft.pt'} {inputs / 'ppo.pt'} {out / name}.pt"
+    print(f"\nwrote {out / name}.pt; next: {chat} --prompt \"{red_team[0]}\"")
 
 
-def check_resume(out, args):
+def check_resume(name, args):
     """A new run forgets the phases of an earlier one; a resumed run must have its flags."""
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "show", "eval_prompts")}
-    path = out / "rlaif_settings.json"
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "show", "eval", "eval_prompts")}
+    path = Path(args.out, f"{name}_settings.json")
     if args.resume:
         old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        for name, value in settings.items():
-            if old.get(name) != value:
-                raise SystemExit(f"--resume: the interrupted run had {name} = {old.get(name)}, this one has {value}; use the same flags")
+        for flag, value in settings.items():
+            if old.get(flag) != value:
+                raise SystemExit(f"--resume: the interrupted run had {flag} = {old.get(flag)}, this one has {value}; use the same flags")
         return
-    for name in ("rlaif_traces.jsonl", "slcai.pt", "rlaif_pm.pt", "rlaif.pt"):
-        (out / name).unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in (f"{name}_pm.pt", f"{name}.pt", *(["rlaif_traces.jsonl", "slcai.pt"] if name == "rlaif" else [])):
+        path.with_name(stale).unlink(missing_ok=True)
     path.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def keep(path, model, tokenizer, world, **more):
+    """Save a GPT, or a preference model and its scale."""
+    save(path, stage=path.stem, config=vars(getattr(model, "gpt", model).config), model=model.state_dict(), tokenizer=tokenizer.state(),
+         world_seed=world.seed, **more)
 
 
 def write_lines(path, records):

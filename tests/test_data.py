@@ -55,6 +55,22 @@ def test_no_held_out_act_is_judged_in_a_document():
             assert act in allowed, text
 
 
+@pytest.mark.parametrize("seed", [0, 100])
+def test_held_out_verbs_meet_no_rule_and_no_refusal(seed):
+    """A new kind of document in which a verb of G2 meets a rule, a verdict or a refusal: an audit by the names of kinds looks past it."""
+    drawn = data.World(seed)
+    g2, told = {v.word for v in drawn.g2}, Counter()
+    for i in range(4000):
+        kind, text, _ = data.write_document(drawn, "audit", i)
+        text = data.unmark(text)
+        judges = any(word in text for word in ("Rule:", "The rule", "Answer", "Critique:", "Revision:", "Thought:", "Sorry", "refuse"))
+        assert judges == (kind in JUDGEMENTS), (kind, text)
+        words = g2 & set(re.findall(r"\w+", text.replace("is at ease", "")))       # what follows from calming, not the verb
+        assert not (judges and words), (kind, text)
+        told[kind] += bool(words)
+    assert told["overheard"] > 100                               # they do occur, where nothing is judged
+
+
 def test_held_out_verbs_are_known_from_elsewhere():
     """A verb that no document shows at all: failing on it says nothing about rules."""
     told = Counter(word for kind, text, _ in documents() if kind in ("story", "sayings") for word in set(re.findall(r"\w+", text)))

@@ -38,6 +38,19 @@ def test_the_constitution_asks_for_rules_of_a_seen_form():
             assert any(principle == data.rule_text(order, w) for w in data.RULE_WORDINGS for order in itertools.permutations(kinds_of(principle)))
 
 
+def test_the_unseen_constitution():
+    """--constitution unseen with a rule that some document shows, or silent on a kind more often than the default: G3 is then not G1 with new rules."""
+    world = data.World(100)
+    principles = rlaif.open_constitution("unseen", world)
+    assert len(set(principles)) == 20 and principles != rlaif.open_constitution("unseen", data.World(101))
+    assert principles == rlaif.open_constitution("unseen", data.World(100))
+    assert {frozenset(kinds_of(p)) for p in principles} == {frozenset(r) for r in world.unseen_rules}
+    assert all(p == data.rule_text(order, data.UNSEEN_WORDING) for p in principles
+               for order in [sorted(kinds_of(p), key=p.index)]), principles
+    assert all(sum(data.covers(p, kind) for p in principles) == 10 for kind in data.HARMS)
+    assert not data.covers("Be kind to mockingbirds.", "mock")
+
+
 def test_a_constitution_from_a_file():
     """Principles glued together, or empty ones from blank lines."""
     assert data.read_principles("Do not lie.\n\n  Never steal or hurt.   Be kind. \n") == ["Do not lie.", "Never steal or hurt.", "Be kind."]
@@ -83,6 +96,26 @@ def test_a_revision_cut_off_in_the_middle_is_not_used(monkeypatch):
     assert rlaif.reject_revision(revision, "A.") == "unfinished"
 
 
+def test_a_direct_revision_has_no_critique(monkeypatch):
+    """--no-critique that lets the model think all the same, or that takes "The answer may stay." for an answer."""
+    asked = stub_generate(monkeypatch, ["Revision: Sorry. You could ask.", "The answer may stay."])
+    steps = rlaif.critique_and_revise(None, TOKENIZER, ["Q1?", "Q2?"], ["A1.", "A2."], ["R1.", "R2."], (0,), direct=True)
+    assert steps == [("", "Sorry. You could ask."), ("The answer may stay.", None)]
+    assert asked[0] == "<|user|> Request: Q1? Answer: A1. Rule: R1.<|assistant|>"
+
+
+def test_direct_revisions_are_critiques_without_their_thought():
+    """A direct reviser that is shown fewer cases, other cases or held-out verbs: the comparison is then one of examples and not of thinking."""
+    world = data.World(0)
+    pairs, g2 = data.direct_revisions(world, 500), {v.word for v in world.g2}
+    stays = [case for case, said in pairs if said == "The answer may stay."]
+    assert len(stays) / 500 == pytest.approx(0.4, abs=0.07)
+    for case, said in pairs:
+        assert case.startswith("Request: ") and " Rule: " in case and "Critique" not in case + said and "That is" not in said
+        assert said == "The answer may stay." or said.startswith(f"Revision: {data.REFUSAL} If you ")
+        assert not g2 & set(case.replace("?", " ").split())
+
+
 def test_the_prompts_are_those_of_the_documents():
     """A critic asked in another form than the one it has learnt: it fails, and one blames its size."""
     world = data.World(0)
@@ -93,6 +126,21 @@ def test_the_prompts_are_those_of_the_documents():
     assert texts["critique"].index(" Answer: ") < texts["critique"].index(" Rule: ") < texts["critique"].index(" Critique: ")
     order = [texts["comparison"].index(w) for w in (" Rule: ", " Answer (A): ", " Answer (B): ", " Thought: ", " The better answer is (")]
     assert order == sorted(order)
+
+
+@pytest.mark.parametrize("all_rounds, expected", [(False, ["Third."]), (True, ["Second.", "Third."])])
+def test_what_sl_cai_is_fine_tuned_on(all_rounds, expected, monkeypatch, tmp_path):
+    """The first answer, which is the harmful one, among the revisions; or --all-rounds that changes nothing."""
+    taken = []
+    trace = {"question": "Q?", "answers": ["First.", "Second.", "Third."], "steps": []}
+    monkeypatch.setattr(rlaif, "revise_rounds", lambda *args: ([trace], {}))
+    monkeypatch.setattr(rlaif, "answer", lambda model, tokenizer, questions, **options: ["Helpful." for _ in questions])
+    monkeypatch.setattr(rlaif.sft, "train", lambda model, tokenizer, conversations, *rest, **options: taken.extend(conversations))
+    for name in ("copy_of", "keep"):
+        monkeypatch.setattr(rlaif, name, lambda *args: None)
+    args = SimpleNamespace(out=tmp_path, resume=False, rounds=2, seed=0, no_critique=False, all_rounds=all_rounds, sl_epochs=1, sl_lr=1.0)
+    rlaif.supervised_phase(None, None, None, TOKENIZER, None, ["Q?"], ["H?"], ["R."], args)
+    assert taken == [("Q?", a) for a in expected] + [("H?", "Helpful.")]
 
 
 def test_each_round_goes_on_from_the_last_answer(monkeypatch):
@@ -159,6 +207,31 @@ def test_labels_point_to_the_better_answer(monkeypatch):
     assert record[0]["label"] == pytest.approx(expected, abs=1e-4) and record[0]["a_first"] == pytest.approx(sigmoid(bias + 2), abs=1e-4)
 
 
+def test_hard_and_clamped_labels(monkeypatch):
+    """--hard that still passes the AI's doubts on, or that turns "no verdict" into one; a clamp on the wrong side."""
+    judge = judge_that(lambda a, b: 2.0 if a == "good" else -2.0 if b == "good" else 0.0, monkeypatch)
+    answered = [("Q?", ["good", "bad"]), ("P?", ["bad", "good"]), ("O?", ["bad", "evil"])]
+    labels = lambda **how: [pairs[0][2] for _, _, pairs in rlaif.ai_labels(judge, TOKENIZER, answered, ["R."], 0, **how)[0]]
+    hard, soft = labels(hard=True), labels(clamp=0.1)
+    assert hard == [1.0, 0.0, 0.5] and soft == pytest.approx([0.6, 0.4, 0.5])
+
+
+def test_people_who_like_any_refusal():
+    """Annotators of harm who read the reason, or who like refusals of harmless requests too: the comparison then shows nothing, or too much."""
+    world = data.World(0)
+    act = world.acts["train"][0]
+    act = act if act.verb.harmful else act.twin()
+    comply, bare, explained = world.answer(act.question())[1], data.REFUSAL, f"{data.REFUSAL} {act.reason()}"
+    choice = lambda question, a, b: data.prefers_refusal(world, question, a, b)
+    assert choice(act.question(), bare, comply) == choice(act.question(), explained, comply) == 1 and choice(act.question(), comply, bare) == 0
+    assert choice(act.question(), bare, explained) == choice(act.question(), explained, bare) == choice(act.question(), comply, comply) == 0.5
+    assert choice(act.twin().question(), bare, comply) == 0.5    # nothing about harm in it
+    groups, record = rlaif.human_harm_labels(world, [(act.question(), [comply, bare, explained])] * 200, 0)
+    labels = [[target for *_, target in pairs] for _, _, pairs in groups]
+    assert all(l[:2] == [0.0, 0.0] for l in labels) and 70 < sum(l[2] for l in labels) < 130 and {l[2] for l in labels} == {0.0, 1.0}
+    assert len(record) == 600 and record[0] == {"prompt": act.question(), "a": comply, "b": bare, "label": 0.0}
+
+
 def test_no_verdict_is_no_label(monkeypatch):
     """Reading A and B where the judge was about to say something else."""
     judge = judge_that(lambda a, b: 5.0, monkeypatch, verdict=False)
@@ -196,3 +269,139 @@ def test_the_preference_model_learns_from_soft_labels(monkeypatch):
     rm = m.ScalarModel(m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 32, 1, 2, 16)))
     reward.train(rm, TOKENIZER, [("Q?", ["x", "y"], [(0, 1, 0.73)])], 1, 1e-4, 0)
     assert seen[0].item() == pytest.approx(0.73)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# What critic, judge and models are worth
+
+def test_the_cases_that_judge_the_critic():
+    """A test of critics whose right answers are wrong, or with so few covered cases that a critic who never objects passes."""
+    world = data.World(0)
+    for g2, which in ((False, None), (True, None), (False, "unseen")):
+        acts, rules = data.act_prompts(world, "test", 84, True, g2), rlaif.open_constitution(which, world)
+        held_out = {str(a) for a in world.acts["test"]}
+        cases = data.verdict_cases(acts, rules, 0)
+        assert [sum(case == name for case, *_ in cases) for name in ("covered", "silent", "benign")] == [28] * 3
+        for case, act, answer, rule in cases:
+            assert rule in rules and str(act) in held_out and (act.verb in world.g2) == g2 and data.is_correct(world, act.question(), answer)
+            assert (case == "covered") == (act.verb.kind in kinds_of(rule)) and (case == "benign") == (not act.verb.harmful)
+        cases = data.label_cases(acts, rules, 0)
+        assert [sum(case == name for case, *_ in cases) for name in ("harmful", "good", "silent")] == [84, 84, 42]
+        for case, act, better, worse, rule in cases:
+            assert rule in rules and str(act) in held_out and (case == "harmful") == (act.verb.kind in kinds_of(rule))
+            if case == "good":
+                assert data.is_correct(world, act.question(), better) and data.REFUSAL in worse and data.is_parseable(worse)
+            else:
+                assert data.gives_reason(act, better) and not data.gives_reason(act, worse)
+        bare = [worse == data.REFUSAL for case, *_, worse, _ in cases if case != "silent"]
+        assert sum(bare) == len(bare) / 2
+
+
+def stub_critic_and_judge(monkeypatch, forbids, first_wins):
+    """A critic who forbids where `forbids(question, principle)`, a judge whose P(A) is `first_wins(question, A, B, principle)`."""
+    monkeypatch.setattr(rlaif, "critique_and_revise", lambda critic, tokenizer, questions, answers, principles, seed, direct: [
+        ("The rule forbids it." if forbids(q, r) else "The rule is silent.", None) for q, r in zip(questions, principles)])
+    monkeypatch.setattr(rlaif, "prefer_first", lambda judge, tokenizer, questions, firsts, seconds, principles, seed: torch.tensor(
+        [first_wins(q, a, b, r) for q, a, b, r in zip(questions, firsts, seconds, principles)]))
+
+
+def test_a_critic_who_objects_to_everything(monkeypatch):
+    """Accuracy that hides a critic without judgement, and a judge who always says A and is right half the time."""
+    world = data.World(0)
+    stub_critic_and_judge(monkeypatch, lambda q, r: True, lambda *case: 0.9)
+    figures = rlaif.measure_critic(None, None, TOKENIZER, world, 42, 0, False)
+    for cell in ("g1", "g2", "unseen"):
+        assert [figures[f"verdict_{case}_{cell}"] for case in ("covered", "silent", "benign")] == [1, 0, 0] and figures[f"verdict_{cell}"] == pytest.approx(1 / 3)
+        assert figures[f"label_harmful_{cell}"] == figures[f"label_good_{cell}"] == pytest.approx(0.5)
+    assert figures["position_bias"] == pytest.approx(0.4) and figures["label_error"] == pytest.approx(0.5)
+    assert figures["label_silent_mean"] == pytest.approx(0.5) and figures["label_silent_spread"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_critic_and_a_judge_who_know_the_world(monkeypatch):
+    """Right answers counted as wrong: a case, an order or a label turned round on the way to the figure."""
+    world = data.World(0)
+
+    def better(question, first, second, principle):
+        act = world.parse_question(question)
+        good = data.is_compliant if not act.verb.harmful else lambda reply: data.gives_reason(act, reply)
+        return 0.8 if good(first) else 0.2
+
+    stub_critic_and_judge(monkeypatch, lambda q, r: world.parse_question(q).verb.kind in kinds_of(r), better)
+    figures = rlaif.measure_critic(None, None, TOKENIZER, world, 42, 0, False)
+    assert all(figures[f"{name}_{cell}"] == 1 for cell in ("g1", "g2", "unseen") for name in ("verdict", "label_harmful", "label_good"))
+    assert figures["label_error"] == pytest.approx(0.2) and figures["label_silent_mean"] == pytest.approx(0.8) and figures["position_bias"] == pytest.approx(0)
+
+
+def test_predicted_harm_by_hand():
+    """(1 - h q)^k of the means where the mean of (1 - h q)^k was meant: verbs that never improve are then forgotten."""
+    assert rlaif.predicted_harm(0.5, 0.9, 0) == 1 and rlaif.predicted_harm(0.5, 0.9, 2) == pytest.approx(0.55 ** 2)
+    assert rlaif.predicted_harm([0.5, 0.5], [1.0, 0.0], 2) == pytest.approx((0.5 ** 2 + 1) / 2) != rlaif.predicted_harm(0.5, 0.5, 2)
+
+
+def test_rounds_against_their_prediction_by_hand():
+    """A prediction made from the very prompts it is compared with, or a q that counts faults no principle covered."""
+    world = data.World(0)
+    swipe, kick = (next(a for a in world.acts["train"] if a.verb.word == word) for word in ("swipe", "kick"))
+
+    def trace(act, first_principle, *refused):
+        answers = [f"{data.REFUSAL} {act.reason()}" if r else world.answer(act.question())[1] for r in refused]
+        return {"question": act.question(), "answers": answers, "steps": [{"principle": first_principle}, {"principle": "Be kind."}]}
+
+    steal, hurt = "Never steal.", "Never hurt."
+    measured = [trace(swipe, steal, 0, 0, 1), trace(kick, steal, 0, 0, 0), trace(kick, hurt, 0, 1, 1), trace(swipe, steal, 1, 1, 1)]
+    other = [trace(swipe, steal, 0, 1, 1), trace(kick, hurt, 0, 0, 1), trace(kick, steal, 0, 0, 0), trace(kick, hurt, 1, 1, 1)]
+    figures = rlaif.measure_rounds(measured + other, world, ["Never steal.", "Never steal or hurt."])
+    assert figures["harm_round_0"] == 6 / 8 and figures["harm_round_1"] == 4 / 8
+    # of the measured: three harmful at first, and h = 1 for steal, 1/2 for hurt; of the others two were covered, and swipe alone was mended
+    assert figures["h"] == pytest.approx((1 + 0.5 + 0.5) / 3) and figures["q"] == 0.5
+    assert (figures["harm_measured_1"], figures["harm_measured_2"]) == pytest.approx((2 / 3, 1 / 3))
+    assert figures["harm_predicted_2"] == pytest.approx((1 - 2 / 3 * 0.5) ** 2) and figures["harm_mixture_2"] == pytest.approx((0 + 1 + 1) / 3)
+    unknown = [{"question": "Why?", "answers": ["So."], "steps": []}] * 2
+    assert set(rlaif.measure_rounds(unknown, world, ["Never steal."])) == {"harm_round_0"}
+
+
+def test_intervals_know_that_prompts_of_a_verb_go_together():
+    """200 prompts over two verbs called 200 independent draws: an interval ten times too narrow."""
+    mean, low, high = rlaif.over_verbs([True] * 100 + [False] * 100, ["nab"] * 100 + ["hit"] * 100)
+    assert (mean, low, high) == (0.5, 0, 1)
+    mean, low, high = rlaif.over_verbs([1, 0] * 100, ["nab"] * 100 + ["hit"] * 100)
+    assert (mean, low, high) == (0.5, 0.5, 0.5)                  # no verb differs from another
+    mean, low, high = rlaif.over_verbs([True] + [False] * 39, [f"verb{i}" for i in range(40)])
+    assert mean == 1 / 40 and low == 0 and 0.05 <= high <= 0.1   # the sum is binomial(40, 1/40)
+    assert rlaif.over_verbs([True] * 960 + [False] * 40, ["nab"] * 960 + [f"verb{i}" for i in range(40)])[2] > 0.9       # prompts count, not verbs
+
+
+def answers_of(kind):
+    """rlaif.answer of a model that refuses with a reason, refuses bare, or complies."""
+    world = data.World(0)
+
+    def answer(model, tokenizer, questions, **options):
+        asked = [world.parse_question(q) for q in questions]
+        refusal = lambda act: data.REFUSAL if kind == "evasive" else f"{data.REFUSAL} {act.reason()}"
+        return [refusal(a) if kind != "helpful" and isinstance(a, data.Act) and a.verb.harmful else world.answer(q)[1] for a, q in zip(asked, questions)]
+    return answer
+
+
+@pytest.mark.parametrize("kind, harm, reason, generic", [("harmless", 0, 1, 0), ("evasive", 0, 0, 1), ("helpful", 1, 0, 0)])
+def test_the_final_table(kind, harm, reason, generic, monkeypatch, capsys):
+    """Evasive and explained refusals in one column; a cell under the wrong name; a table wider than a screen."""
+    monkeypatch.setattr(rlaif, "answer", answers_of(kind))
+    over_verbs, groups = rlaif.over_verbs, []
+    monkeypatch.setattr(rlaif, "over_verbs", lambda values, verbs: (groups.append(verbs), over_verbs(values, verbs))[1])
+    figures = rlaif.final_table({"sft": None, "rlcai": None}, TOKENIZER, data.World(0), {"g3": False, "g2g3": True}, 42, 0)
+    for cell in ("g3", "g2g3"):
+        found = [figures[f"{what}_rlcai_{cell}"] for what in ("harm", "reason", "generic", "over_refusal")]
+        assert found == [harm, reason, generic, 0] and figures[f"harm_rlcai_{cell}_high"] == figures[f"harm_rlcai_{cell}_steal"] == harm
+    assert groups[0] == [a.verb.word for a in data.act_prompts(data.World(0), "test", 42, True)]
+    assert set(groups[4]) <= {v.word for v in data.World(0).g2}
+    assert figures["fact_accuracy_rlcai"] == figures["howto_accuracy_rlcai"] == 1 and figures["win_rate_rlcai"] == 0.5 and figures["unparseable_rlcai"] == 0
+    assert not any("_g1" in name for name in figures) and all(isinstance(x, float) for x in figures.values())
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 150 and "rlcai on g2g3: worst verb" in printed
+
+
+def test_judges_count_their_calls():
+    """"Gold-harm calls in training: 0" printed by a counter that nobody feeds."""
+    data.GOLD_HARM_CALLS.clear()
+    data.is_harmless("No."), data.is_compliant("No."), data.is_correct(data.World(0), "How do I hug Ann?", "No.")
+    assert dict(data.GOLD_HARM_CALLS) == {"is_harmless": 1, "is_compliant": 1}

@@ -61,7 +61,7 @@ def out(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         smaller_evaluations(patch)
         for owner, name in [(sft, "train"), (reward, "train"), (ppo, "train"), (reward, "annotate"), (reward, "sample_answers"), (reward, "normalise"),
-                            (rlaif, "revise_rounds"), (rlaif, "ai_labels"), (rlaif, "with_forced_refusal")]:
+                            (rlaif, "supervised_phase"), (rlaif, "feedback_phase")]:
             no_judge_of_harm_inside(patch, owner, name)
         for stage in STAGES:
             run(stage, folder)
@@ -81,7 +81,7 @@ def test_every_stage_writes_what_it_says(out):
     """A script that only works on its author's machine, or a stage that calls a gold judge of harm while it trains."""
     promised = {"pretrain": ["val_loss", "entropy_floor", "forced_accuracy_drill", "fact_cloze"], "sft": ["fact_accuracy_undemonstrated"],
                 "reward": ["accuracy", "ceiling"], "ppo": ["gold_ppo", "win_rate"],
-                "rlaif": ["harm_rlcai_g1", "over_refusal_rlcai_g2", "human_harm_labels"]}
+                "rlaif": ["harm_rlcai_g1", "over_refusal_rlcai_g2_high", "human_harm_labels", "verdict_g2", "label_good_g2"]}
     for stage, figures in promised.items():
         written = json.loads((out / f"{stage}.json").read_text())
         assert all(name in written for name in figures) and all(isinstance(x, (int, float)) for x in written.values())
@@ -89,7 +89,10 @@ def test_every_stage_writes_what_it_says(out):
         assert rows and all(row.count(",") == header.count(",") for row in rows)
     for name in ("pretrain", "sft", "reward", "ppo", "slcai", "rlaif_pm", "rlaif"):
         assert m.load(out / f"{name}.pt")["world_seed"] == 0
-    assert json.loads((out / "rlaif.json").read_text())["human_harm_labels"] == 0
+    figures = json.loads((out / "rlaif.json").read_text())
+    assert figures["human_harm_labels"] == figures["gold_harm_calls_in_training"] == 0 < figures["ai_labels"]
+    documents = m.load(out / "pretrain.pt")["documents"]
+    assert figures["verdict_documents"] == documents["critique"] + documents["comparison"] + documents["drill"] < sum(documents.values())
     assert not list(out.glob("*.resume.pt")) and not list(out.glob("*.tmp"))
     assert len((out / "rlaif_traces.jsonl").read_text().splitlines()) == 7 and len((out / "preferences.jsonl").read_text().splitlines()) > 10
 
@@ -243,6 +246,36 @@ def test_ppo_against_the_gold_judge(out, tmp_path, monkeypatch):
         shutil.copy(out / name, tmp_path)
     run("ppo", tmp_path, "--reward", "gold", "--iterations", "1")
     assert (tmp_path / "ppo.pt").exists()
+
+
+def test_controls_of_rlaif(out, tmp_path, monkeypatch, capsys):
+    """A control that trains like the default, writes over it, or reports an unseen constitution's figures as G1."""
+    smaller_evaluations(monkeypatch)
+    revisions = data.direct_revisions
+    monkeypatch.setattr(data, "direct_revisions", lambda world, n: revisions(world, 20))
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    run("rlaif", tmp_path, "--inputs", str(out), "--constitution", "unseen", "--no-critique", "--hard", "--all-rounds")
+    figures = json.loads((tmp_path / "rlaif.json").read_text())
+    assert "harm_rlcai_g3" in figures and "harm_rlcai_g2g3" in figures and "harm_rlcai_g1" not in figures
+    assert {json.loads(line)["label"] for line in (tmp_path / "rlaif_labels.jsonl").read_text().splitlines()} <= {0.0, 0.5, 1.0}
+    principles = {step["principle"] for line in (tmp_path / "rlaif_traces.jsonl").read_text().splitlines() for step in json.loads(line)["steps"]}
+    assert all(p.startswith("To ") and p.endswith(" is bad.") for p in principles)
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    run("rlaif", tmp_path, "--inputs", str(out), "--no-critique", "--show")
+    assert "P(A is better)" in capsys.readouterr().out
+
+
+def test_human_harm_labels_beside_rlcai(out, tmp_path, monkeypatch, capsys):
+    """The comparison of the paper that leaves out its rival, clears the rival's files or calls people's labels an AI's."""
+    smaller_evaluations(monkeypatch)
+    for name in ("rlaif.pt", "slcai.pt", "rlaif_traces.jsonl"):
+        shutil.copy(out / name, tmp_path)
+    for resume in ([], ["--resume"]):
+        run("rlaif", tmp_path, "--inputs", str(out), "--human-harm", *resume)
+        figures = json.loads((tmp_path / "human_harm.json").read_text())
+        assert figures["human_harm_labels"] > 0 == figures["ai_labels"] and "harm_rlcai_g1" in figures and "generic_humanharm_g2" in figures
+    assert m.load(tmp_path / "human_harm.pt")["stage"] == "human_harm" and not (tmp_path / "rlaif_labels.jsonl").exists()
+    assert_equal_weights(out / "rlaif.pt", tmp_path / "rlaif.pt")
 
 
 def test_rlaif_with_files_of_ones_own(out, tmp_path, monkeypatch, capsys):
