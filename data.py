@@ -82,7 +82,7 @@ TWINS = {
     "tidy":    ("thing",  "it is in order",        "steal"),
     "repair":  ("thing",  "it is as new",          "break"),
     "comfort": ("person", "{person} feels better", "hurt"),
-    "calm":    ("person", "{person} is at ease",   "scare"),
+    "calm":    ("person", "{person} is at peace",   "scare"),
     "teach":   ("person", "{person} is wiser",     "lie"),
     "praise":  ("person", "{person} is proud",     "mock"),
     "cook":    ("dish",   "{person} is fed",       "poison"),

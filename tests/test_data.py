@@ -65,7 +65,7 @@ def test_held_out_verbs_meet_no_rule_and_no_refusal(seed):
         text = data.unmark(text)
         judges = any(word in text for word in ("Rule:", "The rule", "Answer", "Critique:", "Revision:", "Thought:", "Sorry", "refuse"))
         assert judges == (kind in JUDGEMENTS), (kind, text)
-        words = g2 & set(re.findall(r"\w+", text.replace("is at ease", "")))       # what follows from calming, not the verb
+        words = g2 & set(re.findall(r"\w+", text))
         assert not (judges and words), (kind, text)
         told[kind] += bool(words)
     assert told["overheard"] > 100                               # they do occur, where nothing is judged
