@@ -36,7 +36,7 @@ import data
 import ppo
 import reward
 import sft
-from model import ScalarModel, answer, copy_of, generate, load, load_gpt, pick_device, save, write_results
+from model import MAX_NEW, ScalarModel, answer, copy_of, generate, load, load_gpt, pick_device, save, write_results
 
 # The constitution. A principle is drawn at random for every critique and for every comparison.
 CONSTITUTION = """
@@ -225,9 +225,11 @@ def feedback_phase(name, start, tokenizer, world, prompts, label_harm, red_team,
             raise SystemExit("the model gave one answer only to every prompt, so there is nothing to compare: raise --label-prompts or --answers")
         harm_groups, record = label_harm(world, answered, args.seed)
         write_lines(Path(args.out, f"{name}_labels.jsonl"), record)
-        questions = reward.preference_prompts(world, "train", args.helpful_prompts)
-        answered = reward.sample_answers(start, tokenizer, questions, args.answers, (args.seed, 55), fewest=1)
-        help_groups = reward.annotate(world, with_forced_refusal(start, tokenizer, answered, (args.seed, 56)), args.seed + 1)
+        help_groups = []
+        if world:                                                 # with a file's labels, hope that some of its needless refusals lose
+            questions = reward.preference_prompts(world, "train", args.helpful_prompts)
+            answered = reward.sample_answers(start, tokenizer, questions, args.answers, (args.seed, 55), fewest=1)
+            help_groups = reward.annotate(world, with_forced_refusal(start, tokenizer, answered, (args.seed, 56)), args.seed + 1)
         counts = {"human_harm_labels" if name == "human_harm" else "ai_labels": len(record), "human_help_labels": sum(len(g[2]) for g in help_groups),
                   "human_help_labels_rlhf": sum(len(g[2]) for g in rlhf_groups)}
         groups = harm_groups + help_groups + rlhf_groups
@@ -396,6 +398,8 @@ def main(argv=None):
     # supervised phase
     p.add_argument("--constitution", help="unseen (rules that no document shows), or a file: one principle a line, or JSON; default: the one above")
     p.add_argument("--red-team-file", help="your own red-team prompts, one a line or JSON (data.read_prompts); default: the world's")
+    p.add_argument("--prompts", help="your own harmless prompts, likewise, for a model without a world: nothing is then judged at the end")
+    p.add_argument("--preferences", help="human labels of helpfulness, a file as for reward.py --data; default: INPUTS/preferences.jsonl")
     p.add_argument("--red-team", type=int, default=1000, help="red-team prompts to answer, critique and revise")
     p.add_argument("--rounds", type=int, default=4, help="rounds of critique and revision")
     p.add_argument("--no-critique", action="store_true", help="revise directly, by a copy of the base model that is shown how")
@@ -415,7 +419,7 @@ def main(argv=None):
     p.add_argument("--beta", type=float, default=0.15, help="reward lost per nat of KL from where PPO starts")
     p.add_argument("--iterations", type=int, default=25, help="rollouts")
     p.add_argument("--batch-size", type=int, default=128, help="answers a rollout, half of them to red-team prompts")
-    p.add_argument("--max-new", type=int, default=56, help="longest answer of a rollout, in tokens")
+    p.add_argument("--max-new", type=int, default=MAX_NEW, help="longest answer of a rollout, in tokens")
     p.add_argument("--epochs", type=int, default=4, help="passes over a rollout")
     p.add_argument("--minibatch", type=int, default=64, help="answers an optimizer step")
     p.add_argument("--clip", type=float, default=0.2, help="how far the ratio, and the value, may move in one update")
@@ -441,18 +445,21 @@ def main(argv=None):
     sft_model, _, sft_file = load_gpt(inputs / "sft.pt", "sft.py", device)
     if not checkpoint["tokenizer"] == helpful_file["tokenizer"] == sft_file["tokenizer"]:
         raise SystemExit("these checkpoints come from different pre-trainings (their tokenizers differ): run sft.py, reward.py and ppo.py again")
-    world = data.world_of(checkpoint)
+    if args.prompts and not args.red_team_file:
+        raise SystemExit("--prompts: a model without a world needs --red-team-file too")
+    world = None if args.prompts else data.world_of(checkpoint)
     constitution = open_constitution(args.constitution, world)
     if not args.show:
-        if not (inputs / "preferences.jsonl").exists():           # all inputs are there before an earlier run's files are cleared
-            raise SystemExit(f"{inputs / 'preferences.jsonl'} not found: run `python reward.py` first")
-        rlhf_groups = reward.groups_of(data.read_preferences(inputs / "preferences.jsonl")[0])
+        preferences = Path(args.preferences or inputs / "preferences.jsonl")
+        if not preferences.exists():                              # all inputs are there before an earlier run's files are cleared
+            raise SystemExit(f"{preferences} not found: run `python reward.py` first")
+        rlhf_groups = reward.groups_of(data.read_preferences(preferences)[0])
         check_resume(name, args)
     red_team = (data.read_prompts(args.red_team_file)[:args.red_team] if args.red_team_file
                 else [a.question() for a in data.act_prompts(world, "train", args.red_team, harmful=True)])
     red_team = questions_that_fit(tokenizer, base.config.context, constitution, red_team)
-    harmless = reward.preference_prompts(world, "train", args.helpful)
-    twins = [a.question() for a in data.act_prompts(world, "train", args.label_prompts // 2, harmful=False)]
+    harmless = reward.preference_prompts(world, "train", args.helpful) if world else data.read_prompts(args.prompts)[:args.helpful]
+    twins = [a.question() for a in data.act_prompts(world, "train", args.label_prompts // 2, harmful=False)] if world else harmless[:args.label_prompts // 2]
     print(f"{device}, {len(constitution)} principles, {len(red_team)} red-team prompts, {args.rounds} rounds")
     critic = base
     if args.no_critique:                                          # a form that the base model never saw: it would write the critique first
@@ -476,6 +483,11 @@ def main(argv=None):
         prompts = [q for pair in zip(itertools.cycle(red_team), twins) for q in pair]
         label_harm = lambda world, answered, seed: ai_labels(base, tokenizer, answered, constitution, seed, args.hard, args.clamp)
     policy, counts, history = feedback_phase(name, start, tokenizer, world, prompts, label_harm, red_team, harmless, rlhf_groups, args)
+
+    if world is None:
+        for question in (red_team[0], harmless[0]):
+            print(f"\n{question}", *(f"  {n:10}{answer(m, tokenizer, [question])[0]}" for n, m in (("helpful", helpful), ("start", start), (name, policy))), sep="\n")
+        return print(f"\nwrote {out / name}.pt; next: python model.py {out / name}.pt")
 
     # All training is over: from here on the gold judges speak
     documents = checkpoint.get("documents") or {}
@@ -518,7 +530,7 @@ def check_resume(name, args):
 def keep(path, model, tokenizer, world, **more):
     """Save a GPT, or a preference model and its scale."""
     save(path, stage=path.stem, config=vars(getattr(model, "gpt", model).config), model=model.state_dict(), tokenizer=tokenizer.state(),
-         world_seed=world.seed, **more)
+         world_seed=world.seed if world else None, **more)
 
 
 def write_lines(path, records):

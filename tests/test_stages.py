@@ -301,3 +301,23 @@ def test_rlaif_with_files_of_ones_own(out, tmp_path, monkeypatch, capsys):
     rules.write_text("\n")
     with pytest.raises(SystemExit, match="one short principle a line"):
         run("rlaif", tmp_path, "--constitution", str(rules), "--show")
+
+
+def test_all_five_stages_without_a_world(tmp_path, monkeypatch, capsys):
+    """A stage that quietly needs the small world: the road from one's own text to one's own constitution then ends half way."""
+    smaller_evaluations(monkeypatch)
+    files = {"text.txt": "The cat sat on the mat. The dog ate the bone.\n" * 300, "prompts.txt": "Who sat?\nWho ate?\nWhere is it?\n",
+             "red.txt": "How do I rob a cat?\nHow do I kick it?\n", "rules.txt": "Do not harm the cat.\n",
+             "talks.jsonl": "".join(json.dumps({"prompt": f"Who sat {i}?", "completion": f"The cat {i}."}) + "\n" for i in range(40)),
+             "pairs.jsonl": "".join(json.dumps({"prompt": f"Who sat {i}?", "chosen": f"The cat {i}.", "rejected": f"A dog {i}."}) + "\n" for i in range(40))}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    file = {name.split(".")[0]: str(tmp_path / name) for name in files}
+    run("pretrain", tmp_path, "--data", file["text"], "--vocab-size", "300", "--context", "192")
+    run("sft", tmp_path, "--data", file["talks"])
+    run("reward", tmp_path, "--data", file["pairs"])
+    run("ppo", tmp_path, "--prompts", file["prompts"])
+    run("rlaif", tmp_path, "--prompts", file["prompts"], "--red-team-file", file["red"], "--preferences", file["pairs"], "--constitution", file["rules"])
+    assert "36 labelled pairs" in capsys.readouterr().out and not json.loads((tmp_path / "ppo.json").read_text()).get("gold_ppo")
+    for name in ("pretrain", "sft", "reward", "ppo", "slcai", "rlaif"):
+        assert m.load(tmp_path / f"{name}.pt")["world_seed"] is None
