@@ -1225,5 +1225,6 @@ if __name__ == "__main__":
     print("Documents; square brackets mark what the generator was free to choose.", *shown.values(), sep="\n")
     print("\nDemonstrations:", *[f"\n  {q}\n  -> {a}" for q, a in demonstrations(world, 8)], sep="")
     acts = act_prompts(world, "test", 4, harmful=True)
-    print("\nRules that no document shows (rlaif.py --constitution unseen):", *[f"\n  {rule_text(r, UNSEEN_WORDING)}" for r in world.unseen_rules[:4]], sep="")
+    unseen = [rule_text(r, UNSEEN_WORDING) for r in world.unseen_rules[:4]]
+    print("\nRules that no document shows (rlaif.py --constitution unseen):", *[f"\n  {rule}" for rule in unseen], sep="")
     print("\nRed-team prompts and their benign twins:", *[f"\n  {a.question()}   {a.twin().question()}" for a in acts], sep="")

@@ -177,7 +177,8 @@ def train(policy, reference, value, tokenizer, questions_at, score_answers, args
         row = {"iteration": step + 1, "score": batch["scores"].mean().item(), "kl_nats": batch["kl"].mean().item(),
                "kl_k1_nats": (k1 * mask).sum(1).mean().item(), "kl_k3_nats": (k3 * mask).sum(1).mean().item(),
                "reward_after_kl": batch["rewards"].sum(1).mean().item(), "entropy_nats_per_token": masked_mean(batch["entropy"], mask).item(),
-               "length_tokens": lengths.mean().item(), "eos_rate": batch["ended"].float().mean().item(), "explained_variance": explained, "beta": args.beta,
+               "length_tokens": lengths.mean().item(), "eos_rate": batch["ended"].float().mean().item(),
+               "explained_variance": explained, "beta": args.beta,
                **figures, **{f"seconds_{part}": s for part, s in seconds.items()}}
         if gold:
             row["gold_utility"] = float(np.mean(gold(questions, [data.decode_reply(tokenizer, r) for r in batch["replies"]])))
@@ -210,7 +211,7 @@ def own_reward(where):
     """--reward file.py:function -> the function (question, answer) -> a number."""
     path, _, name = where.rpartition(":")
     if not path or not Path(path).is_file():
-        raise SystemExit(f"--reward {where}: say rm, gold, or file.py:function, where the file defines function(question, answer) and returns a number")
+        raise SystemExit(f"--reward {where}: say rm, gold, or file.py:function, where file.py defines function(question, answer) -> a number")
     function = runpy.run_path(path).get(name)
     if not callable(function):
         raise SystemExit(f"--reward: {path} defines no function {name}")
@@ -224,7 +225,7 @@ def function_scorer(function, tokenizer, reference_answers):
         numbers = [function(q, a) for q, a in conversations]
         for (q, a), number in zip(conversations, numbers):
             if not isinstance(number, (int, float)) or not math.isfinite(number):
-                raise SystemExit(f"--reward: {getattr(function, '__name__', 'the function')} should return a number, but for {q!r}, {a!r} it returned {number!r}")
+                raise SystemExit(f"--reward: the function should return a number, but for {q!r}, {a!r} it returned {number!r}")
         return torch.tensor(numbers, dtype=torch.float32)
 
     raw = values(reference_answers)
@@ -246,12 +247,12 @@ def compare(utilities, others, seed=0):
 
 
 def fingerprint(world, questions, answers, taste):
-    """What kind of answers these are: gold utility, shares correct (facts and how-to take turns) and polite, needless sentences and words per answer."""
+    """What kind of answers these are: gold utility, shares correct (facts and how-to take turns) and polite, needless sentences and words."""
     kinds = [[data.classify(s) for s in data.sentences_of(a)] for a in answers]
     right = [data.is_correct(world, q, a) for q, a in zip(questions, answers)]
     figures = {"gold": [data.utility(world, q, a, taste) for q, a in zip(questions, answers)], "correct": right, "facts_correct": right[1::2],
-               "howto_correct": right[::2], "polite": ["polite" in k for k in kinds], "needless": [len(k) - ("polite" in k) - ("core" in k) for k in kinds],
-               "words": [len(a.split()) for a in answers]}
+               "howto_correct": right[::2], "polite": ["polite" in k for k in kinds],
+               "needless": [len(k) - ("polite" in k) - ("core" in k) for k in kinds], "words": [len(a.split()) for a in answers]}
     return {name: float(np.mean(values)) for name, values in figures.items()}
 
 
@@ -265,7 +266,8 @@ def evaluate(policy, reference, tokenizer, world, n, seed, taste):
     for name, texts in answers.items():
         row = fingerprint(world, questions, texts, taste)
         figures |= {f"{k}_{name}": v for k, v in row.items()}
-        print(f"  {name.replace('_', ', '):>20}" + "".join(f"{v:{w}.{d}f}" for v, w, d in zip(row.values(), (10, 9, 8, 8, 8, 10, 7), (2, 3, 3, 3, 3, 2, 1))))
+        formats = ("10.2f", "9.3f", "8.3f", "8.3f", "8.3f", "10.2f", "7.1f")
+        print(f"  {name.replace('_', ', '):>20}" + "".join(f"{value:{f}}" for value, f in zip(row.values(), formats)))
     figures |= compare(gold["ppo"], gold["sft"]) | {"win_rate_over_greedy": compare(gold["ppo"], gold["sft_greedy"])["win_rate"]}
     figures["gap_closed"] = (figures["gold_ppo"] - figures["gold_sft"]) / (figures["gold_best"] - figures["gold_sft"])
     return {k: float(v) for k, v in figures.items()}, list(zip(questions, answers["sft"], answers["ppo"]))
@@ -285,7 +287,8 @@ def measure(policy, reference, base, tokenizer, world, reward_model, scale, tast
     questions = reward_stage.preference_prompts(world, "test", n_prompts)
     texts, scores, gold = reward_stage.reference_samples(reference, tokenizer, world, questions, n, (seed, 44), reward_model, scale, taste)
     scorer = reward_model_scorer(reward_model, scale, tokenizer)
-    batches = [rollout(policy, reference, reward_model, tokenizer, questions, scorer, 0.0, max_new, scale["lowest"] - 1, 64, (seed, 45, i)) for i in range(8)]
+    batches = [rollout(policy, reference, reward_model, tokenizer, questions, scorer, 0.0, max_new, scale["lowest"] - 1, 64, (seed, 45, i))
+               for i in range(8)]                                 # the reward model in the value model's place: its values are not used
     kl, score = (torch.stack([b[name] for b in batches]).mean().item() for name in ("kl", "scores"))
 
     # One beta for all prompts, since that is how a policy with a given mean KL gets the highest mean score
@@ -297,11 +300,13 @@ def measure(policy, reference, base, tokenizer, world, reward_model, scale, tast
     reliable = [r for r in rows if r["effective_samples"] >= 10]
     start, best = scores.mean().item(), float(np.interp(kl, [r["kl_nats"] for r in reliable], [r["score"] for r in reliable]))
     figures = {"kl": kl, "score": score, "score_reference": start, "score_frontier": best, "distance": (best - score) / (best - start)}
-    print(f"\n{len(questions)} held-out prompts, {n} samples of the reference each\n{'beta':>8}{'KL':>8}{'score':>8}{'gold':>8}{'effective samples':>19}")
+    print(f"\n{len(questions)} held-out prompts, {n} samples of the reference each")
+    print(f"{'beta':>8}{'KL':>8}{'score':>8}{'gold':>8}{'effective samples':>19}")
     for r in rows[::8]:
-        print(f"{r['beta']:8.3f}{r['kl_nats']:8.3f}{r['score']:8.3f}{r['gold_utility']:8.3f}{r['effective_samples']:19.1f}" + ("" if r in reliable else "  too few"))
+        print("".join(f"{r[k]:8.3f}" for k in ("beta", "kl_nats", "score", "gold_utility")) + f"{r['effective_samples']:19.1f}"
+              + ("" if r in reliable else "  too few"))
     if kl > reliable[-1]["kl_nats"]:
-        print(f"PPO's KL of {kl:.2f} is beyond what {n} samples can tell (KL {reliable[-1]['kl_nats']:.2f}): the frontier's last reliable score is taken")
+        print(f"PPO's KL of {kl:.2f} is beyond what {n} samples can tell: the frontier's score at KL {reliable[-1]['kl_nats']:.2f} is taken")
     print(f"PPO: KL {kl:.3f}, score {score:.3f}; the frontier there {best:.3f}, the reference {start:.3f}: distance {figures['distance']:.3f}")
 
     bare = generate(base, [[tokenizer.eot, *tokenizer.encode(" " + q)] for q in questions], 24, tokenizer, seed=(seed, 46))
@@ -323,7 +328,8 @@ def show_rollout(batch, tokenizer, logp_new):
     for t in batch["mask"][0].nonzero().flatten().tolist():
         logp, ref, reward, value, adv = (batch[k][0, t].item() for k in ("logp", "logp_ref", "rewards", "values", "advantages"))
         ratio = (logp_new[0, t] - batch["logp"][0, t]).exp().item()
-        print(f"{tokenizer.decode([batch['tokens'][0, t + 1].item()])!r:>14} {logp:8.3f} {ref:9.3f} {logp - ref:8.3f} {reward:8.3f} {value:8.3f} {adv:10.3f} {ratio:12.3f}")
+        token = tokenizer.decode([batch["tokens"][0, t + 1].item()])
+        print(f"{token!r:>14} {logp:8.3f} {ref:9.3f} {logp - ref:8.3f} {reward:8.3f} {value:8.3f} {adv:10.3f} {ratio:12.3f}")
 
 
 def main(argv=None):
@@ -365,12 +371,13 @@ def main(argv=None):
         reward_model, scale, taste = reward_stage.load_reward(args.reward_model or out / "reward.pt", device)
         if reward_model.gpt.config.vocab_size != tokenizer.n_vocab:
             raise SystemExit("policy and reward model have different vocabularies: run `python reward.py` again")
-        score_answers, missing_eos = reward_model_scorer(reward_model, scale, tokenizer), scale["lowest"] - 1    # worse than any answer of the reference
+        score_answers = reward_model_scorer(reward_model, scale, tokenizer)
+        missing_eos = scale["lowest"] - 1                         # worse than any finished answer of the reference
         value = value_from(reward_model, scale)
     else:
         function = own_reward(args.reward) if args.reward != "gold" else lambda q, a: data.utility(world, q, a)
-        asked = pool[:256]
-        score_answers, missing_eos = function_scorer(function, tokenizer, list(zip(asked, answer(reference, tokenizer, asked, args.max_new, seed=(args.seed, 48)))))
+        answered = zip(pool[:256], answer(reference, tokenizer, pool[:256], args.max_new, seed=(args.seed, 48)))
+        score_answers, missing_eos = function_scorer(function, tokenizer, list(answered))
         value = ScalarModel(copy_of(policy)).to(device)
     if args.measure:
         ppo, base = load_gpt(out / "ppo.pt", "ppo.py", device)[0], load_gpt(out / "pretrain.pt", "pretrain.py", device)[0]

@@ -244,7 +244,7 @@ def main(argv=None):
     # how to train
     p.add_argument("--steps", type=int, default=2400, help="optimizer steps")
     p.add_argument("--batch-size", type=int, default=8, help="rows of `context` tokens a step, on all GPUs together")
-    p.add_argument("--grad-accum", type=int, default=1, help="micro-batches that each GPU cuts its rows into, to need less memory; the result is the same")
+    p.add_argument("--grad-accum", type=int, default=1, help="micro-batches that each GPU cuts its rows into: less memory, the same result")
     p.add_argument("--compile", action="store_true", help="torch.compile: minutes of waiting, then faster steps on a GPU")
     p.add_argument("--lr", type=float, help="peak learning rate of AdamW; default: 3e-3, or 3e-5 from GPT-2's weights, which are soon forgotten")
     p.add_argument("--muon-lr", type=float, help="peak learning rate of Muon; 0: AdamW for everything; default: 0.005, or 0 from GPT-2's weights")

@@ -207,7 +207,8 @@ def evaluate(reward_model, tokenizer, world, answered, taste="polite"):
     predicted, known = torch.cat(predicted), torch.cat(known)
     return {"accuracy": torch.where(predicted > 0.5, known, 1 - known).mean().item(), "ceiling": torch.maximum(known, 1 - known).mean().item(),
             "calibration_error": (predicted - known).abs().mean().item(), "pairs_heldout": len(known),
-            "correlation": torch.corrcoef(torch.stack([torch.cat(scores), torch.cat(utilities)]))[0, 1].item(), "longer_wins": torch.cat(longer).mean().item()}
+            "correlation": torch.corrcoef(torch.stack([torch.cat(scores), torch.cat(utilities)]))[0, 1].item(),
+            "longer_wins": torch.cat(longer).mean().item()}
 
 
 def agreement(reward_model, tokenizer, groups):
@@ -274,7 +275,7 @@ def main(argv=None):
     p.add_argument("--data", help="read preferences from this file instead: lines of prompt / chosen / rejected, or of HH-RLHF")
     p.add_argument("--prompts", type=int, default=4000, help="questions, half about facts and half how-to")
     p.add_argument("--answers", type=int, default=8, help="answers sampled for each question; all pairs of different ones are labelled")
-    p.add_argument("--hot", type=float, default=1.4, help="temperature of every other answer: a model that is nearly always right makes too few mistakes to learn from")
+    p.add_argument("--hot", type=float, default=1.4, help="temperature of every other answer: a model that is nearly always right errs too seldom")
     p.add_argument("--pairs", type=int, help="stop at this many labels; default: all")
     # how to train
     p.add_argument("--epochs", type=int, default=1, help="times each pair is read; more than one only if pairs are few")

@@ -459,7 +459,8 @@ def main(argv=None):
                 else [a.question() for a in data.act_prompts(world, "train", args.red_team, harmful=True)])
     red_team = questions_that_fit(tokenizer, base.config.context, constitution, red_team)
     harmless = reward.preference_prompts(world, "train", args.helpful) if world else data.read_prompts(args.prompts)[:args.helpful]
-    twins = [a.question() for a in data.act_prompts(world, "train", args.label_prompts // 2, harmful=False)] if world else harmless[:args.label_prompts // 2]
+    half = args.label_prompts // 2
+    twins = [a.question() for a in data.act_prompts(world, "train", half, harmful=False)] if world else harmless[:half]
     print(f"{device}, {len(constitution)} principles, {len(red_team)} red-team prompts, {args.rounds} rounds")
     critic = base
     if args.no_critique:                                          # a form that the base model never saw: it would write the critique first
@@ -486,7 +487,9 @@ def main(argv=None):
 
     if world is None:
         for question in (red_team[0], harmless[0]):
-            print(f"\n{question}", *(f"  {n:10}{answer(m, tokenizer, [question])[0]}" for n, m in (("helpful", helpful), ("start", start), (name, policy))), sep="\n")
+            print(f"\n{question}")
+            for title, model in (("helpful", helpful), ("start", start), (name, policy)):
+                print(f"  {title:10}{answer(model, tokenizer, [question])[0]}")
         return print(f"\nwrote {out / name}.pt; next: python model.py {out / name}.pt")
 
     # All training is over: from here on the gold judges speak

@@ -129,7 +129,7 @@ def main(argv=None):
     p.add_argument("--demonstrations", type=int, default=6000, help="conversations, half about facts and half how-to")
     p.add_argument("--epochs", type=int, default=4, help="times each conversation is read")
     p.add_argument("--batch-size", type=int, default=32, help="conversations a step, on all GPUs together")
-    p.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of AdamW: gentle, or the model learns the answers by heart and not where they come from")
+    p.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of AdamW; if it is higher, answers are learnt by heart")
     # where things go
     p.add_argument("--init", help="the base model: a checkpoint, or gpt2, ... and files as for pretrain.py; default: OUT/pretrain.pt")
     p.add_argument("--out", default="out", help="folder of everything that is written")
