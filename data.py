@@ -496,10 +496,13 @@ DOCUMENTS = {
 }
 
 
-def write_document(world, *key):
-    """One document -> (its kind, its text with the choices marked, its log-probability in nats). `key` seeds the choices."""
+def write_document(world, *key, without=()):
+    """One document -> (its kind, its text with the choices marked, its log-probability in nats). `key` seeds the choices; `without`: kinds to
+    leave out, the others keeping their proportions."""
     dice = Dice(world.seed, *key)
-    kind = dice.weighted({k: share for k, (share, _) in DOCUMENTS.items()})
+    shares = {kind: share for kind, (share, _) in DOCUMENTS.items() if kind not in without}
+    total = sum(shares.values()) if without else 1.0
+    kind = dice.weighted({kind: share / total for kind, share in shares.items()})
     return kind, DOCUMENTS[kind][1](world, dice), dice.logp
 
 

@@ -187,9 +187,9 @@ def text_loss(model, windows, bytes_per_token):
     return {"val_loss_nats_per_token": nats, "val_loss_nats_per_byte": nats / float(bytes_per_token[windows[:, 1:].numpy()].mean())}
 
 
-def validation_set(world, tokenizer, n, context):
+def validation_set(world, tokenizer, n, context, without=()):
     """n fresh documents of the world -> rows, kind of each target, whether it was forced, and the floor in nats a token."""
-    documents = [data.write_document(world, "validation", i) for i in range(n)]
+    documents = [data.write_document(world, "validation", i, without=without) for i in range(n)]
     encoded = [data.encode_document(tokenizer, text) for _, text, _ in documents]
 
     def pack(lists, gap):
@@ -234,6 +234,7 @@ def main(argv=None):
     # what to read
     p.add_argument("--data", help="a .txt file, or .jsonl with lines of {\"text\": ...}; default: the generated world")
     p.add_argument("--world-seed", type=int, default=0, help="which village: its facts, its splits")
+    p.add_argument("--without", nargs="+", default=[], choices=list(data.DOCUMENTS), metavar="KIND", help="kinds of the world's documents to leave out")
     p.add_argument("--tokenizer", choices=["bpe", "bytes", "gpt2"], default="bpe", help="bpe: trained on the text at hand")
     p.add_argument("--vocab-size", type=int, default=1184, help="size of our own BPE vocabulary")
     # the network
@@ -275,13 +276,13 @@ def main(argv=None):
     if world:
         texts, kinds, letters = [], Counter(), 0
         while letters < args.steps * args.batch_size * args.context * 5.2:      # a token has about 4.6: enough that no document is read twice
-            kind, text, _ = data.write_document(world, "train", len(texts))
+            kind, text, _ = data.write_document(world, "train", len(texts), without=args.without)
             texts.append(text)
             kinds[kind] += 1
             letters += len(text)
         tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, [" " + data.unmark(t) for t in texts[:20000]], args.vocab_size)
         rows = data.pack([data.encode_document(tokenizer, t)[0] for t in texts], args.context, tokenizer.eot, tokenizer.pad)
-        valid = validation_set(world, tokenizer, 2000, args.context)
+        valid = validation_set(world, tokenizer, 2000, args.context, args.without)
         # a quarter of it while training; the floor beside it is that of all, so the gap is exact only in the final table
         quick = valid["rows"][:len(valid["rows"]) // 4]
 
@@ -341,6 +342,8 @@ def evaluate_world(model, world, tokenizer, valid):
     figures = {}
     print(f"\n{'document':14}{'loss':>8}{'floor':>8}{'right where forced':>20}")
     for i, kind in enumerate([*data.DOCUMENTS, "all"]):
+        if kind not in valid["floors"]:                           # left out by --without
+            continue
         of_kind = real if kind == "all" else real & (valid["kinds"] == i)
         loss, forced = losses[of_kind].mean().item(), hits[of_kind & valid["forced"]].float().mean().item()
         print(f"{kind:14}{loss:8.3f}{valid['floors'][kind]:8.3f}{forced:20.4f}")

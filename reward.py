@@ -71,6 +71,19 @@ def sample_answers(model, tokenizer, questions, k, seed, hot=None, fewest=2):
     return [(q, a) for q, a in zip(questions, answers) if len(a) >= fewest]
 
 
+def with_strays(world, answered):
+    """Add to each question's answers two that were given to other questions, one of the same sort and one about the same person. The model
+    itself seldom misses the point; a judge that never read an answer that does so has no idea that it is a fault, and PPO finds out."""
+    asked = [world.parse_question(q) for q, _ in answered]
+    people = [a.person if isinstance(a, data.Act) else a[0] for a in asked]
+    about = {p: [i for i, other in enumerate(people) if other == p] for p in set(people)}
+    strays = []
+    for i, p in enumerate(people):                                # facts and how-to take turns: two further on is a question of the same sort
+        neighbour = about[p][(about[p].index(i) + 1) % len(about[p])]
+        strays.append([answered[j][1][0] for j in ((i + 2) % len(answered), neighbour)])
+    return [(q, list(dict.fromkeys(answers + more))) for (q, answers), more in zip(answered, strays)]
+
+
 def annotate(world, answered, seed, taste="polite"):
     """The simulated annotator: every pair of answers to a question gets one noisy choice -> groups."""
     rng, groups = random.Random(f"annotator {seed}"), []
@@ -273,7 +286,7 @@ def main(argv=None):
     # what is compared, and by whom
     p.add_argument("--annotator", choices=[*data.TASTES, "me"], default="polite", help="whose taste; me: you label pairs here in the terminal")
     p.add_argument("--data", help="read preferences from this file instead: lines of prompt / chosen / rejected, or of HH-RLHF")
-    p.add_argument("--prompts", type=int, default=4000, help="questions, half about facts and half how-to")
+    p.add_argument("--prompts", type=int, default=3000, help="questions, half about facts and half how-to")
     p.add_argument("--answers", type=int, default=8, help="answers sampled for each question; all pairs of different ones are labelled")
     p.add_argument("--hot", type=float, default=1.4, help="temperature of every other answer: a model that is nearly always right errs too seldom")
     p.add_argument("--pairs", type=int, help="stop at this many labels; default: all")
@@ -311,7 +324,7 @@ def main(argv=None):
             ask_the_reader(answered, out / "my_preferences.jsonl", args.seed)
             groups = from_file(out / "my_preferences.jsonl", tokenizer, policy.config.context)
         else:
-            groups = annotate(world, answered, args.seed, args.annotator)
+            groups = annotate(world, with_strays(world, answered), args.seed, args.annotator)
     if args.pairs:
         totals = np.cumsum([len(pairs) for _, _, pairs in groups])
         groups = groups[:int(np.searchsorted(totals, args.pairs)) + 1]

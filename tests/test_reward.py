@@ -227,3 +227,23 @@ def test_three_tastes_prefer_three_answers(taste, first):
     answers = [full, f"{data.POLITE[0]} {full}", f"{data.RAMBLE[0]} {full} {data.RAMBLE[2]}"]
     assert max(range(3), key=lambda i: data.utility(world, question, answers[i], taste)) == first
     assert data.best_answer(world, question, taste) == answers[first]
+
+
+def test_some_answers_miss_the_point():
+    """A reward model that has never read an answer to another question: it scores such answers as high as any, and PPO gives them."""
+    world = data.World(0)
+    questions = reward.preference_prompts(world, "train", 200)
+    answered = [(q, [world.answer(q)[1]]) for q in questions]
+    astray = reward.with_strays(world, answered)
+    assert [q for q, _ in astray] == questions and all(a[0] == world.answer(q)[1] for q, a in astray)      # its own answers stay, in front
+    wrong = [[not data.is_correct(world, q, x) for x in a[1:]] for q, a in astray]
+    assert sum(map(any, wrong)) > 180
+    person = {q: p.person if isinstance(p := world.parse_question(q), data.Act) else p[0] for q in questions}
+    assert sum(any(person[q] in x for x in a[1:]) for q, a in astray) > 150                                # the right person, the wrong fact
+
+
+def test_half_of_the_fact_prompts_of_training_are_about_people_in_no_demonstration():
+    """Prompts about well-known people alone: the model is right about them, and the judge learns nothing about facts."""
+    world = data.World(0)
+    people = [world.parse_question(q)[0] for q in reward.preference_prompts(world, "train", 400)[1::2]]
+    assert sum(p in world.people["train"] for p in people) == 100 and sum(p in world.people["demo"] for p in people) == 100

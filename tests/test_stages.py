@@ -32,7 +32,7 @@ def run(stage, out, *more):
 def smaller_evaluations(patch):
     """The same evaluations on fewer prompts and shorter answers: an untrained model never stops by itself."""
     validation_set, fact_questions, prompts, generate = pretrain.validation_set, data.fact_questions, reward.preference_prompts, m.generate_batch
-    patch.setattr(pretrain, "validation_set", lambda world, tokenizer, n, context: validation_set(world, tokenizer, 40, context))
+    patch.setattr(pretrain, "validation_set", lambda world, tokenizer, n, *rest: validation_set(world, tokenizer, 40, *rest))
     patch.setattr(data, "fact_questions", lambda world, use: fact_questions(world, use)[:20])
     patch.setattr(reward, "preference_prompts", lambda world, use, n: prompts(world, use, min(n, 24)))
     patch.setattr(m, "generate_batch", lambda model, batch, max_new, *rest: generate(model, batch, min(max_new, 10), *rest))
@@ -321,3 +321,12 @@ def test_all_five_stages_without_a_world(tmp_path, monkeypatch, capsys):
     assert "36 labelled pairs" in capsys.readouterr().out and not json.loads((tmp_path / "ppo.json").read_text()).get("gold_ppo")
     for name in ("pretrain", "sft", "reward", "ppo", "slcai", "rlaif"):
         assert m.load(tmp_path / f"{name}.pt")["world_seed"] is None
+
+
+def test_documents_can_be_left_out(tmp_path, monkeypatch, capsys):
+    """The control of Stage 5 that is none: the documents said to be left out are still among them, or the shares no longer add up to 1."""
+    smaller_evaluations(monkeypatch)
+    run("pretrain", tmp_path, "--without", "critique", "drill", "comparison")
+    documents = m.load(tmp_path / "pretrain.pt")["documents"]
+    assert not {"critique", "drill", "comparison"} & set(documents) and len(documents) == len(data.DOCUMENTS) - 3
+    assert "critique" not in capsys.readouterr().out and "entropy_floor_drill" not in json.loads((tmp_path / "pretrain.json").read_text())
