@@ -1,6 +1,7 @@
 """Files of users: every form they come in, and a plain word for every one that cannot be read."""
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pretrain
 import sft
 
 BYTES = data.Tokenizer([bytes([i]) for i in range(256)])
-HH = Path(__file__).parents[2] / "shared/data/hh_harmless_base_1000.jsonl.gz"
+HH = Path(os.environ.get("HH_FILE", "no file"))               # the first 1,000 lines of HH-RLHF's harmless-base/train.jsonl
 TALK = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]}
 
 
@@ -227,7 +228,7 @@ def test_a_pair_that_cannot_be_read_is_named(record, tmp_path):
     assert all(key in str(stop.value) for key in (record if isinstance(record, dict) else []))
 
 
-@pytest.mark.skipif(not HH.exists(), reason="needs ../shared/data/hh_harmless_base_1000.jsonl.gz")
+@pytest.mark.skipif(not HH.exists(), reason="HH_FILE does not name the first 1,000 lines of HH-RLHF's harmless-base")
 def test_every_line_of_hh_is_accounted_for():
     """Real data: pairs lost without a word, or half of a dialogue taken for the answer."""
     pairs, skipped = data.read_preferences(HH)
