@@ -220,7 +220,7 @@ def feedback_phase(name, start, tokenizer, world, prompts, label_harm, red_team,
         pm, scale, _ = reward.load_reward(pm_path, device)
         counts = load(pm_path)["counts"]
     else:
-        answered = reward.sample_answers(start, tokenizer, prompts, args.answers, (args.seed, 54))
+        answered = reward.sample_answers(start, tokenizer, prompts, args.answers, (args.seed, 54), args.hot)
         if not answered:
             raise SystemExit("the model gave one answer only to every prompt, so there is nothing to compare: raise --label-prompts or --answers")
         harm_groups, record = label_harm(world, answered, args.seed)
@@ -230,6 +230,9 @@ def feedback_phase(name, start, tokenizer, world, prompts, label_harm, red_team,
             questions = reward.preference_prompts(world, "train", args.helpful_prompts)
             answered = reward.sample_answers(start, tokenizer, questions, args.answers, (args.seed, 55), fewest=1)
             help_groups = reward.annotate(world, with_forced_refusal(start, tokenizer, answered, (args.seed, 56)), args.seed + 1)
+        # About as many old labels of helpfulness as labels of harm (paper: 57 to 43): where the old ones are many, harm is drowned out
+        totals = np.cumsum([len(pairs) for _, _, pairs in rlhf_groups])
+        rlhf_groups = rlhf_groups[:int(np.searchsorted(totals, len(record))) + 1]
         counts = {"human_harm_labels" if name == "human_harm" else "ai_labels": len(record), "human_help_labels": sum(len(g[2]) for g in help_groups),
                   "human_help_labels_rlhf": sum(len(g[2]) for g in rlhf_groups)}
         groups = harm_groups + help_groups + rlhf_groups
@@ -410,6 +413,7 @@ def main(argv=None):
     # AI feedback phase
     p.add_argument("--label-prompts", type=int, default=700, help="prompts whose answers the AI compares: half red-team, half benign")
     p.add_argument("--answers", type=int, default=6, help="answers sampled for each of them")
+    p.add_argument("--hot", type=float, default=1.4, help="temperature of every other one of them, so that they differ")
     p.add_argument("--hard", action="store_true", help="hard labels: 0 or 1 instead of the AI's probability")
     p.add_argument("--clamp", type=float, default=0.5, help="keep soft labels within 0.5 plus or minus this")
     p.add_argument("--helpful-prompts", type=int, default=500, help="harmless prompts for human helpfulness labels on SL-CAI's answers")
