@@ -361,6 +361,8 @@ def main(argv=None):
     args = p.parse_args(argv)
     device, out = pick_device(args.device), Path(args.out)
     torch.manual_seed(args.seed)
+    if args.prompts and (args.measure or args.reward == "gold"):
+        raise SystemExit("--measure and --reward gold ask the world's gold judge, which knows nothing about --prompts of your own: leave those out")
     policy, tokenizer, checkpoint = load_gpt(args.init or out / "sft.pt", "sft.py", device)
     reference, world = copy_of(policy), None if args.prompts else data.world_of(checkpoint)
     pool = data.read_prompts(args.prompts) if args.prompts else reward_stage.preference_prompts(world, "train", 4000)

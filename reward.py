@@ -402,7 +402,7 @@ def measure_best_of(policy, tokenizer, world, n_max, out, seed):
     """The table of best-of-n on held-out questions: score, gold utility and sqrt(KL), for n = 1, 2, 4, ... n_max."""
     reward_model, scale, taste = load_reward(out / "reward.pt", policy.tokens.weight.device)
     questions = preference_prompts(world, "test", 100)
-    texts, scores, gold = reference_samples(policy, tokenizer, world, questions, n_max, (seed, 34), reward_model, scale, taste)
+    texts, scores, gold = reference_samples(policy, tokenizer, world, questions, n_max, (seed, 34), reward_model, scale, taste or "polite")
     rows, n = [], 1
     print(f"{'n':>5}{'score':>8}{'gold':>8}{'KL':>8}{'sqrt(KL)':>10}{'KL without ties':>17}")
     while n <= n_max:
