@@ -259,8 +259,8 @@ class World:
 def world_of(checkpoint):
     """The world on which a checkpoint's base model was trained; stops if it was trained on the user's own text."""
     if checkpoint.get("world_seed") is None:
-        raise SystemExit("this model was pre-trained on your own text, and this stage asks about the world: "
-                         "give sft.py conversations of your own (--data FILE), or run `python pretrain.py` without --data")
+        raise SystemExit("this model was pre-trained on your own text, and this run asks about the world: give files of your own (sft.py, reward.py: "
+                         "--data; ppo.py: --prompts; rlaif.py: --prompts and --red-team-file), or run `python pretrain.py` without --data")
     return World(checkpoint["world_seed"])
 
 
@@ -1097,7 +1097,7 @@ def read_preferences(path):
 
 
 def read_prompts(path):
-    """Red-team prompts for rlaif.py -> list of str, empty ones left out. Forms: plain text, a prompt a line; {"prompt"}; HH's
+    """Prompts for ppo.py and rlaif.py -> list of str, empty ones left out. Forms: plain text, a prompt a line; {"prompt"}; HH's
     red_team_attempts (Ganguli et al. 2022), {"transcript": "\n\nHuman: ..."}, of which the first human turn counts."""
     text = read_text(path).strip()
     if text and text[0] not in "[{":

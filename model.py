@@ -363,6 +363,13 @@ def save_progress(path, step, settings, history, **parts):
     save(path, step=step, settings=settings, history=history, **{name: part.state_dict() for name, part in parts.items()})
 
 
+def forget_progress(path, resume):
+    """A new run forgets an interrupted one, so that a later --resume cannot take it up among other inputs. -> path"""
+    if not resume:
+        Path(path).unlink(missing_ok=True)
+    return path
+
+
 def load_progress(path, settings, **parts):
     """Fill `parts` from an interrupted run -> (the next step, the history so far)."""
     if not Path(path).exists():

@@ -27,15 +27,15 @@ from tqdm import tqdm
 
 import data
 import reward as reward_stage
-from model import (MAX_NEW, ScalarModel, answer, copy_of, generate, load_gpt, load_progress, pick_device, save, save_progress, token_logprobs,
-                   write_results)
+from model import (MAX_NEW, ScalarModel, answer, copy_of, forget_progress, generate, load_gpt, load_progress, pick_device, save, save_progress,
+                   token_logprobs, write_results)
 
 # Letters: B answers, T tokens of prompt and answer, R = T - 1 positions that choose a token: what is computed at [:, t] belongs to the
 # choice of tokens[:, t+1], and a mask (B, R) picks the choices that make up the answer.
 
 
 def token_rewards(logp, logp_ref, mask, scores, beta):           # (B, R) x 3, (B,) -> (B, R)
-    """A fine for leaving the reference at each token of the answer, and the score at the last one (mask: 1 on the answer's tokens)."""
+    """A penalty for leaving the reference at each token of the answer, and the score at the last one (mask: 1 on the answer's tokens)."""
     rewards = -beta * (logp - logp_ref) * mask
     last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
     rewards[torch.arange(len(rewards)), last] += scores
@@ -94,7 +94,7 @@ def exact_kl(logits, logits_ref):                                 # (..., V) x 2
 
 @torch.no_grad()
 def rollout(policy, reference, value, tokenizer, questions, score_answers, beta, max_new, missing_eos, minibatch, seed, gamma=1.0, lam=0.95):
-    """The policy answers, everybody comments -> a dict of all that the update needs: tensors (B, R) but for what the names say.
+    """The policy answers; reference, reward and value model judge -> a dict of all that the update needs: tensors (B, R) but for what the names say.
 
     `score_answers(questions, replies)` -> scores (B,). An answer that does not end gets `missing_eos` instead, since the
     reward model has never seen an unfinished one.
@@ -137,7 +137,7 @@ def update(policy, value, optimizer, batch, epochs, clip, max_approx_kl=0.2):
             logp_new = token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
             values_new = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
             logratio = (logp_new - logp_old).detach() * mask
-            if epoch == n == 0 and logratio.abs().max() > 1e-4:   # most PPO bugs ever reported show here: padding, positions, temperature, dropout
+            if epoch == n == 0 and not logratio.abs().max() <= 1e-4:   # most PPO bugs ever reported show here: padding, positions, temperature, dropout
                 raise AssertionError(f"the ratio should be 1 before the first step, but a log-ratio is {logratio.abs().max():.2g}")
             # samples are the old policy's, so this is k3 of KL(old || new): ratio - 1 - log ratio
             approx_kl = masked_mean(kl_estimates(-logratio, torch.zeros_like(logratio))[1], mask).item()
@@ -218,6 +218,16 @@ def own_reward(where):
     return function
 
 
+def prompts_that_fit(prompts, tokenizer, room):
+    """The prompts of at most `room` tokens, role tokens included: one that is longer would cut short every answer in its batch."""
+    fit = [q for q in prompts if len(data.chat_prompt(tokenizer, q)) <= room]
+    if not fit:
+        raise SystemExit(f"no prompt fits: the context leaves {room} tokens beside an answer; lower --max-new, or pre-train with a larger --context")
+    if len(fit) < len(prompts):
+        print(f"{len(prompts) - len(fit)} of {len(prompts)} prompts left out: longer than {room} tokens")
+    return fit
+
+
 def function_scorer(function, tokenizer, reference_answers):
     """`score_answers` by a function (question, answer) -> number, and the score of an unfinished answer. The scale is that of a reward model:
     reference answers [(question, answer)] have mean 0 and standard deviation 1, and what does not end scores less than all of them."""
@@ -229,7 +239,8 @@ def function_scorer(function, tokenizer, reference_answers):
         return torch.tensor(numbers, dtype=torch.float32)
 
     raw = values(reference_answers)
-    mean, std = raw.mean(), raw.std().clamp(min=1e-6)
+    mean, std = raw.mean(), raw.std(correction=0)
+    std = std if std > 1e-6 else torch.tensor(1.0)                # all alike, for example a reward that is earned seldom: keep its own scale
 
     def score_answers(questions, replies):
         return (values([(q, data.decode_reply(tokenizer, r)) for q, r in zip(questions, replies)]) - mean) / std
@@ -366,13 +377,12 @@ def main(argv=None):
     policy, tokenizer, checkpoint = load_gpt(args.init or out / "sft.pt", "sft.py", device)
     reference, world = copy_of(policy), None if args.prompts else data.world_of(checkpoint)
     pool = data.read_prompts(args.prompts) if args.prompts else reward_stage.preference_prompts(world, "train", 4000)
+    pool = prompts_that_fit(pool, tokenizer, policy.config.context - args.max_new)
 
     # Who scores, and where the value model starts
     taste = "polite"
     if args.reward == "rm" or args.measure:
-        reward_model, scale, taste = reward_stage.load_reward(args.reward_model or out / "reward.pt", device)
-        if reward_model.gpt.config.vocab_size != tokenizer.n_vocab:
-            raise SystemExit("policy and reward model have different vocabularies: run `python reward.py` again")
+        reward_model, scale, taste = reward_stage.load_reward(args.reward_model or out / "reward.pt", tokenizer, device)
         score_answers = reward_model_scorer(reward_model, scale, tokenizer)
         missing_eos = scale["lowest"] - 1                         # worse than any finished answer of the reference
         value = value_from(reward_model, scale)
@@ -402,9 +412,9 @@ def main(argv=None):
     print(f"{device}, {args.iterations} iterations of {args.batch_size} answers, beta {args.beta}, reward by {args.reward}")
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "show", "measure", "eval_prompts")}
     history = train(policy, reference, value, tokenizer, questions_at, score_answers, args, missing_eos, gold if world and taste else None,
-                    progress=out / "ppo.resume.pt", settings=settings)
+                    progress=forget_progress(out / "ppo.resume.pt", args.resume), settings=settings)
     save(out / "ppo.pt", stage="ppo", config=vars(policy.config), model=policy.state_dict(), tokenizer=tokenizer.state(),
-         world_seed=world.seed if world else None)
+         world_seed=checkpoint.get("world_seed"))
     (out / "ppo.resume.pt").unlink(missing_ok=True)
 
     last = history[-1]
@@ -422,7 +432,7 @@ def main(argv=None):
           "seconds an iteration: " + ", ".join(f"{part} {s:.2f}" for part, s in seconds.items()))
     for question, before, after in samples[:3]:
         print(f"\n{question}\n  before: {before}\n  after:  {after}")
-    print(f"\nwrote {out / 'ppo.pt'}; next: python rlaif.py")
+    print(f"\nwrote {out / 'ppo.pt'}; next: python rlaif.py" + ("" if world else " --prompts FILE --red-team-file FILE"))
 
 
 if __name__ == "__main__":

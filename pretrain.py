@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import (GPT, GPTConfig, autocast, finish_training, from_rank_0, generate, load_gpt, load_progress, mean_over_processes, parallel,
-                   processes, rank, save, save_progress, start_training, write_results)
+from model import (GPT, GPTConfig, autocast, finish_training, forget_progress, from_rank_0, generate, load_gpt, load_progress, mean_over_processes,
+                   parallel, processes, rank, save, save_progress, start_training, write_results)
 
 
 IGNORE = -1                                                       # as a target: this position (padding) does not count
@@ -315,7 +315,7 @@ def main(argv=None):
     print(f"{device}, {parameters / 1e6:.2f}M parameters, vocabulary {tokenizer.n_vocab}, "
           f"{args.data or f'world {args.world_seed}'}, {args.steps} steps of {args.batch_size * args.context} tokens")
     before = show(model, world, tokenizer)
-    history, speed = train(model, batch_at, args.steps, args, evaluate, out / "pretrain.resume.pt")
+    history, speed = train(model, batch_at, args.steps, args, evaluate, forget_progress(out / "pretrain.resume.pt", args.resume))
     if not finish_training():
         return
     model.eval()

@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import (MAX_NEW, GPT, GPTConfig, ScalarModel, answer, autocast, finish_training, from_rank_0, generate, load, load_gpt, load_progress,
-                   mean_over_processes, my_share, parallel, processes, rank, save, save_progress, start_training, write_results)
+from model import (MAX_NEW, GPT, GPTConfig, ScalarModel, answer, autocast, finish_training, forget_progress, from_rank_0, generate, load, load_gpt,
+                   load_progress, mean_over_processes, my_share, parallel, processes, rank, save, save_progress, start_training, write_results)
 
 
 def preference_loss(r_first, r_second, target):                  # (N,), (N,), (N,) -> scalar
@@ -73,12 +73,12 @@ def sample_answers(model, tokenizer, questions, k, seed, hot=None, fewest=2):
 
 def with_strays(world, answered):
     """Add to each question's answers two that were given to other questions, one of the same sort and one about the same person. The model
-    itself seldom misses the point; a judge that never read an answer that does so has no idea that it is a fault, and PPO finds out."""
+    itself seldom misses the point; but a judge that never read such an answer cannot know that it is a fault, and PPO exploits that."""
     asked = [world.parse_question(q) for q, _ in answered]
     people = [a.person if isinstance(a, data.Act) else a[0] for a in asked]
     about = {p: [i for i, other in enumerate(people) if other == p] for p in set(people)}
     strays = []
-    for i, p in enumerate(people):                                # facts and how-to take turns: two further on is a question of the same sort
+    for i, p in enumerate(people):                                # facts and how-to take turns: two further on is the same sort
         neighbour = about[p][(about[p].index(i) + 1) % len(about[p])]
         strays.append([answered[j][1][0] for j in ((i + 2) % len(answered), neighbour)])
     return [(q, list(dict.fromkeys(answers + more))) for (q, answers), more in zip(answered, strays)]
@@ -98,7 +98,7 @@ def ask_the_reader(answered, path, seed):
     """You are the annotator: two answers to each question, a choice by key -> the lines of `path`, where each choice is written at once.
     Stop whenever you like; the next time it goes on with the questions that have no label yet."""
     rng = random.Random(f"reader {seed}")
-    labelled = {json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()} if path.exists() else set()
+    labelled = {record["prompt"] for _, record, *_ in data.read_records(path)} if path.exists() and path.stat().st_size else set()
     print(f"{len(labelled)} labels so far. Which answer do you like better? 1 or 2; Enter: cannot say; q: stop and train on what there is.")
     with open(path, "a", encoding="utf-8") as file:
         for question, answers in answered:
@@ -132,9 +132,10 @@ def write_preferences(path, groups):
     """One line a label: {"prompt", "chosen", "rejected"}."""
     with open(path, "w", encoding="utf-8") as file:
         for question, answers, pairs in groups:
+            prompt = question if isinstance(question, str) else [{"role": role, "content": text} for role, text in question]
             for i, j, target in pairs:
                 chosen, rejected = (i, j) if target else (j, i)
-                file.write(json.dumps({"prompt": question, "chosen": answers[chosen], "rejected": answers[rejected]}) + "\n")
+                file.write(json.dumps({"prompt": prompt, "chosen": answers[chosen], "rejected": answers[rejected]}) + "\n")
 
 
 def sigmoid(x):
@@ -271,11 +272,14 @@ def best_of_n(texts, scores, gold, n):
     return best[0], best[1], kl
 
 
-def load_reward(path, device="cpu"):
-    """out/reward.pt -> (ScalarModel in eval mode, its scale, the annotator's taste or None where that is not known)."""
+def load_reward(path, tokenizer, device="cpu"):
+    """out/reward.pt -> (ScalarModel in eval mode, its scale, the annotator's taste or None where that is not known). Stops if it was trained
+    with another tokenizer than this one: the same text would be other tokens to it."""
     checkpoint = load(path, "reward.py")
     if "scale" not in checkpoint:
         raise SystemExit(f"{path} holds no reward model: run `python reward.py` first")
+    if checkpoint["tokenizer"] != tokenizer.state():
+        raise SystemExit(f"{path} comes from another pre-training (its tokenizer differs): run `python reward.py` again")
     model = ScalarModel(GPT(GPTConfig(**checkpoint["config"])))
     model.load_state_dict(checkpoint["model"])
     return model.to(device).eval(), checkpoint["scale"], checkpoint.get("taste")
@@ -288,8 +292,8 @@ def main(argv=None):
     p.add_argument("--data", help="read preferences from this file instead: lines of prompt / chosen / rejected, or of HH-RLHF")
     p.add_argument("--prompts", type=int, default=3000, help="questions, half about facts and half how-to")
     p.add_argument("--answers", type=int, default=8, help="answers sampled for each question; all pairs of different ones are labelled")
-    p.add_argument("--hot", type=float, default=1.4, help="temperature of every other answer: a model that is nearly always right errs too seldom")
-    p.add_argument("--pairs", type=int, help="stop at this many labels; default: all")
+    p.add_argument("--hot", type=float, default=1.4, help="temperature of every other answer, so that there are mistakes to compare; 0: off")
+    p.add_argument("--pairs", type=int, help="labels to learn from, up to the end of a question's; default: all")
     # how to train
     p.add_argument("--epochs", type=int, default=1, help="times each pair is read; more than one only if pairs are few")
     p.add_argument("--batch-size", type=int, default=8, help="questions a step, with all their pairs, on all GPUs together")
@@ -350,12 +354,12 @@ def main(argv=None):
     reward_model = ScalarModel(policy).to(device)                 # starts as the SFT model; from here on `policy` has the reward model's weights
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out")}
     history = train(reward_model, tokenizer, groups, args.batch_size, args.lr, args.seed, args.epochs,
-                    progress=out / "reward.resume.pt", resume=args.resume, settings=settings)
+                    progress=forget_progress(out / "reward.resume.pt", args.resume), resume=args.resume, settings=settings)
     if not finish_training():
         return
     scale = normalise(reward_model, tokenizer, reference)
     save(out / "reward.pt", stage="reward", config=vars(policy.config), model=reward_model.state_dict(), scale=scale,
-         tokenizer=tokenizer.state(), world_seed=world.seed if world else None, taste=args.annotator if known else None)
+         tokenizer=tokenizer.state(), world_seed=checkpoint.get("world_seed"), taste=args.annotator if known else None)
     (out / "reward.resume.pt").unlink(missing_ok=True)
 
     figures = {"pairs": n_pairs}
@@ -371,7 +375,8 @@ def main(argv=None):
               f"chance 0.500, {figures['prompts_heldout']} prompts")
     write_results(out, "reward", history, figures)
     show(reward_model, tokenizer, world, tests, scale)
-    print(f"\nwrote {out / 'reward.pt'}" + (f" and {out / 'preferences.jsonl'}" if world else "") + "; next: python ppo.py")
+    print(f"\nwrote {out / 'reward.pt'}" + (f" and {out / 'preferences.jsonl'}" if world else "") + "; next: python ppo.py"
+          + (" --prompts FILE" if checkpoint.get("world_seed") is None else ""))
 
 
 def from_file(path, tokenizer, context):
@@ -400,7 +405,7 @@ def show(reward_model, tokenizer, world, tests, scale):
 
 def measure_best_of(policy, tokenizer, world, n_max, out, seed):
     """The table of best-of-n on held-out questions: score, gold utility and sqrt(KL), for n = 1, 2, 4, ... n_max."""
-    reward_model, scale, taste = load_reward(out / "reward.pt", policy.tokens.weight.device)
+    reward_model, scale, taste = load_reward(out / "reward.pt", tokenizer, policy.tokens.weight.device)
     questions = preference_prompts(world, "test", 100)
     texts, scores, gold = reference_samples(policy, tokenizer, world, questions, n_max, (seed, 34), reward_model, scale, taste or "polite")
     rows, n = [], 1

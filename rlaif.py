@@ -64,7 +64,7 @@ def open_constitution(which=None, world=None):
 
 
 def questions_that_fit(tokenizer, context, principles, questions):
-    """The questions that leave room for the longest principle and two answers of 48 tokens in a comparison; stops where none does."""
+    """The questions that leave room for the longest principle, two answers of 48 tokens in a comparison; stops where none does."""
     longest = max(principles, key=lambda r: len(tokenizer.encode(" " + r)))
     room = context - 2 * 48 - 2 - len(tokenizer.encode(f" Request: Rule: {longest} Answer (A): Answer (B): Thought:"))      # 2: end-of-text, a word
     fit = [q for q in questions if len(tokenizer.encode(" " + q)) <= room]
@@ -217,7 +217,7 @@ def feedback_phase(name, start, tokenizer, world, prompts, label_harm, red_team,
     -> (policy, how many labels, history). Writes OUT/name_labels.jsonl, name_pm.pt and name.pt."""
     pm_path, path, device = Path(args.out, f"{name}_pm.pt"), Path(args.out, f"{name}.pt"), start.tokens.weight.device
     if args.resume and pm_path.exists():
-        pm, scale, _ = reward.load_reward(pm_path, device)
+        pm, scale, _ = reward.load_reward(pm_path, tokenizer, device)
         counts = load(pm_path)["counts"]
     else:
         answered = reward.sample_answers(start, tokenizer, prompts, args.answers, (args.seed, 54), args.hot)
@@ -226,11 +226,11 @@ def feedback_phase(name, start, tokenizer, world, prompts, label_harm, red_team,
         harm_groups, record = label_harm(world, answered, args.seed)
         write_lines(Path(args.out, f"{name}_labels.jsonl"), record)
         help_groups = []
-        if world:                                                 # with a file's labels, hope that some of its needless refusals lose
+        if world:                                                 # without, only the file's labels can vote needless refusals down
             questions = reward.preference_prompts(world, "train", args.helpful_prompts)
             answered = reward.sample_answers(start, tokenizer, questions, args.answers, (args.seed, 55), fewest=1)
             help_groups = reward.annotate(world, with_forced_refusal(start, tokenizer, answered, (args.seed, 56)), args.seed + 1)
-        # About as many old labels of helpfulness as labels of harm (paper: 57 to 43): where the old ones are many, harm is drowned out
+        # As many old labels of helpfulness as labels of harm, beside the new ones (paper: 43 helpful to 57 harm): more would drown harm out
         totals = np.cumsum([len(pairs) for _, _, pairs in rlhf_groups])
         rlhf_groups = rlhf_groups[:int(np.searchsorted(totals, len(record))) + 1]
         counts = {"human_harm_labels" if name == "human_harm" else "ai_labels": len(record), "human_help_labels": sum(len(g[2]) for g in help_groups),
@@ -436,8 +436,8 @@ def main(argv=None):
     p.add_argument("--seed", type=int, default=0, help="seed of principles, samples and data order")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     p.add_argument("--resume", action="store_true", help="go on after the last finished phase")
-    p.add_argument("--eval", choices=["full"], help="full: 500 held-out prompts for each cell of the final table")
-    p.add_argument("--eval-prompts", type=int, default=200, help="or as many as you like")
+    p.add_argument("--eval", choices=["full"], help="full: --eval-prompts 500")
+    p.add_argument("--eval-prompts", type=int, default=200, help="held-out prompts for each cell of the final table")
     p.add_argument("--show", action="store_true", help="follow one request all the way and stop")
     args = p.parse_args(argv)
     device, name = pick_device(args.device), "human_harm" if args.human_harm else "rlaif"
@@ -449,20 +449,21 @@ def main(argv=None):
     sft_model, _, sft_file = load_gpt(inputs / "sft.pt", "sft.py", device)
     if not checkpoint["tokenizer"] == helpful_file["tokenizer"] == sft_file["tokenizer"]:
         raise SystemExit("these checkpoints come from different pre-trainings (their tokenizers differ): run sft.py, reward.py and ppo.py again")
-    if args.prompts and not args.red_team_file:
-        raise SystemExit("--prompts: a model without a world needs --red-team-file too")
+    if args.prompts and (not args.red_team_file or args.no_critique or args.human_harm or args.constitution == "unseen"):
+        raise SystemExit("--prompts, for a model without a world, needs --red-team-file; --no-critique, --human-harm and --constitution unseen need a world")
     world = None if args.prompts else data.world_of(checkpoint)
     constitution = open_constitution(args.constitution, world)
     if not args.show:
         preferences = Path(args.preferences or inputs / "preferences.jsonl")
         if not preferences.exists():                              # all inputs are there before an earlier run's files are cleared
             raise SystemExit(f"{preferences} not found: run `python reward.py` first")
-        rlhf_groups = reward.groups_of(data.read_preferences(preferences)[0])
+        rlhf_groups = reward.from_file(preferences, tokenizer, base.config.context) if args.preferences else reward.groups_of(data.read_preferences(preferences)[0])
         check_resume(name, args)
     red_team = (data.read_prompts(args.red_team_file)[:args.red_team] if args.red_team_file
                 else [a.question() for a in data.act_prompts(world, "train", args.red_team, harmful=True)])
     red_team = questions_that_fit(tokenizer, base.config.context, constitution, red_team)
     harmless = reward.preference_prompts(world, "train", args.helpful) if world else data.read_prompts(args.prompts)[:args.helpful]
+    harmless = ppo.prompts_that_fit(harmless, tokenizer, base.config.context - args.max_new)
     half = args.label_prompts // 2
     twins = [a.question() for a in data.act_prompts(world, "train", half, harmful=False)] if world else harmless[:half]
     print(f"{device}, {len(constitution)} principles, {len(red_team)} red-team prompts, {args.rounds} rounds")
@@ -494,6 +495,7 @@ def main(argv=None):
             print(f"\n{question}")
             for title, model in (("helpful", helpful), ("start", start), (name, policy)):
                 print(f"  {title:10}{answer(model, tokenizer, [question])[0]}")
+        write_results(out, name, history, counts)
         return print(f"\nwrote {out / name}.pt; next: python model.py {out / name}.pt")
 
     # All training is over: from here on the gold judges speak

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import (answer, autocast, finish_training, from_rank_0, generate, load_gpt, load_progress, mean_over_processes, my_share, parallel, save,
-                   save_progress, start_training, write_results)
+from model import (MAX_NEW, answer, autocast, finish_training, forget_progress, from_rank_0, generate, load_gpt, load_progress,
+                   mean_over_processes, my_share, parallel, save, save_progress, start_training, write_results)
 
 
 def masked_loss(logits, tokens, mask):                           # (B, T, V), (B, T), (B, T) -> scalar
@@ -71,7 +71,7 @@ def train(model, tokenizer, conversations, epochs, batch_size, lr, seed, desc="s
 def correct_share(model, tokenizer, world, questions, temperature, seed=0):
     """Share of questions whose answer the gold judge calls correct, and share of answers that end by themselves."""
     prompts = [data.chat_prompt(tokenizer, q) for q in questions]
-    replies = generate(model, prompts, 48, tokenizer, temperature, seed=(seed, 1))
+    replies = generate(model, prompts, MAX_NEW, tokenizer, temperature, seed=(seed, 1))
     right = [data.is_correct(world, q, data.decode_reply(tokenizer, r)) for q, r in zip(questions, replies)]
     return float(np.mean(right)), float(np.mean([r[-1] == tokenizer.eot for r in replies]))
 
@@ -80,7 +80,7 @@ def base_cloze(base, tokenizer, world, people):
     """Share of these people's facts that the base model completes, in the wording that answers use."""
     facts = [(p, a, v) for p in people for a, v in world.facts[p].items()]
     starts = [data.unmark(data.FACTS[a]["sayings"][0]).split("{value}")[0].format(name=p).rstrip() for p, a, _ in facts]
-    replies = generate(base, [[tokenizer.eot, *tokenizer.encode(" " + s)] for s in starts], 4, tokenizer, temperature=0)
+    replies = generate(base, [[tokenizer.eot, *tokenizer.encode(" " + s)] for s in starts], 8, tokenizer, temperature=0)
     return float(np.mean([data.decode_reply(tokenizer, r).startswith(v) for r, (_, _, v) in zip(replies, facts)]))
 
 
@@ -161,7 +161,7 @@ def main(argv=None):
 
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out")}
     history = train(model, tokenizer, conversations, args.epochs, args.batch_size, args.lr, args.seed,
-                    progress=out / "sft.resume.pt", resume=args.resume, settings=settings)
+                    progress=forget_progress(out / "sft.resume.pt", args.resume), resume=args.resume, settings=settings)
     if not finish_training():
         return
     save(out / "sft.pt", stage="sft", config=vars(model.config), model=model.state_dict(), tokenizer=tokenizer.state(),

@@ -310,9 +310,19 @@ def test_a_reward_of_ones_own(tmp_path):
     scorer, missing_eos = ppo.function_scorer(function, TOKENIZER, reference)
     replies = [TOKENIZER.encode(a) + [TOKENIZER.eot] for _, a in reference]
     scores = scorer(["Who?"] * 3, replies)
-    assert scores.mean().abs() < 1e-6 and scores.std().item() == pytest.approx(1) and missing_eos == pytest.approx(scores.min().item() - 1)
+    assert scores.mean().abs() < 1e-6 and scores.std(correction=0).item() == pytest.approx(1) and missing_eos == pytest.approx(scores.min().item() - 1)
+    seldom, _ = ppo.function_scorer(lambda q, a: float("three" in a), TOKENIZER, reference[:2])               # never earned by the reference
+    assert seldom(["Who?"] * 3, replies).tolist() == [0, 0, 1]
     with pytest.raises(SystemExit, match="should return a number"):
         ppo.function_scorer(ppo.own_reward(f"{tmp_path / 'my.py'}:bad"), TOKENIZER, reference)
     for where in ("words", "none.py:words", f"{tmp_path / 'my.py'}:wrods"):
         with pytest.raises(SystemExit, match="--reward"):
             ppo.own_reward(where)
+
+
+def test_prompts_without_room_for_an_answer_are_left_out(capsys):
+    """One long prompt in a batch: the cache ends early, and every answer beside it is cut short without a word."""
+    prompts = ["Who?", "x" * 50]
+    assert ppo.prompts_that_fit(prompts, TOKENIZER, 20) == ["Who?"] and "1 of 2" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--max-new"):
+        ppo.prompts_that_fit(prompts, TOKENIZER, 3)

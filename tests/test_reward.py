@@ -247,3 +247,10 @@ def test_half_of_the_fact_prompts_of_training_are_about_people_in_no_demonstrati
     world = data.World(0)
     people = [world.parse_question(q)[0] for q in reward.preference_prompts(world, "train", 400)[1::2]]
     assert sum(p in world.people["train"] for p in people) == 100 and sum(p in world.people["demo"] for p in people) == 100
+
+
+def test_labels_of_dialogues_come_back(tmp_path):
+    """Labels of one's own that the next stage cannot read."""
+    turns = [("user", "Who?"), ("assistant", "Ann."), ("user", "Where?")]
+    reward.write_preferences(tmp_path / "p.jsonl", [(turns, ["Here.", "There."], [(0, 1, 0.0)])])
+    assert data.read_preferences(tmp_path / "p.jsonl")[0] == [(turns, "There.", "Here.")]
