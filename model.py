@@ -169,6 +169,16 @@ class ScalarModel(nn.Module):
         return self.scalar(self.gpt.hidden(tokens, segments)).squeeze(-1)
 
 
+def freeze_words(model, tokenizer):
+    """From here on the embeddings of words stay as pre-training left them; those of end-of-text and of the chat roles go on learning.
+
+    A fine-tuning set names a few people and verbs. If their embeddings move and all others stay, the model learns by heart what to say
+    about the ones it was shown; with all of them fixed it has to use what it knows of any name. (A hook: the gradient of these rows is 0.)
+    """
+    table = getattr(model, "gpt", model).tokens.weight
+    table.register_hook(lambda gradient: torch.cat([torch.zeros_like(gradient[:tokenizer.eot]), gradient[tokenizer.eot:]]))
+
+
 def token_logprobs(model, tokens, segments=None, temperature=1.0):
     """log p(tokens[:, t+1] | tokens[:, :t+1]) at [:, t], under the distribution that sampling at `temperature` uses. (B, T) -> (B, T-1)
 

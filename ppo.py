@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 import data
 import reward as reward_stage
-from model import (MAX_NEW, ScalarModel, answer, copy_of, forget_progress, generate, load_gpt, load_progress, pick_device, save, save_progress,
-                   token_logprobs, write_results)
+from model import (MAX_NEW, ScalarModel, answer, copy_of, forget_progress, freeze_words, generate, load_gpt, load_progress, pick_device, save,
+                   save_progress, token_logprobs, write_results)
 
 # Letters: B answers, T tokens of prompt and answer, R = T - 1 positions that choose a token: what is computed at [:, t] belongs to the
 # choice of tokens[:, t+1], and a mask (B, R) picks the choices that make up the answer.
@@ -130,33 +130,33 @@ def rollout(policy, reference, value, tokenizer, questions, score_answers, beta,
 def update(policy, value, optimizer, batch, epochs, clip, max_approx_kl=0.2):
     """`epochs` passes over one rollout, in minibatches that stay the same. Returns mean figures."""
     advantages, stats = whiten(batch["advantages"], batch["mask"]), []
-
-    for epoch in range(epochs):
-        for n, i in enumerate(batch["parts"]):
-            mask, logp_old = batch["mask"][i], batch["logp"][i]
-            logp_new = token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
-            values_new = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
-            logratio = (logp_new - logp_old).detach() * mask
-            if epoch == n == 0 and not logratio.abs().max() <= 1e-4:   # most PPO bugs ever reported show here: padding, positions, temperature, dropout
-                raise AssertionError(f"the ratio should be 1 before the first step, but a log-ratio is {logratio.abs().max():.2g}")
-            # samples are the old policy's, so this is k3 of KL(old || new): ratio - 1 - log ratio
-            approx_kl = masked_mean(kl_estimates(-logratio, torch.zeros_like(logratio))[1], mask).item()
-            if approx_kl > max_approx_kl:                         # this rollout no longer describes the policy
-                return {k: float(np.mean([s[k] for s in stats])) for k in stats[0]}
-            loss_p = policy_loss(logp_new, logp_old, advantages[i], mask, clip)
-            loss_v = value_loss(values_new, batch["values"][i], batch["returns"][i], mask, clip)
-            optimizer.zero_grad()
-            (loss_p + loss_v).backward()                          # two networks that share nothing: one backward serves both
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-            torch.nn.utils.clip_grad_norm_(value.parameters(), 1.0)
-            optimizer.step()
-            clipped = masked_mean(((logratio.exp() - 1).abs() > clip).float(), mask).item()
-            stats.append({"policy_loss": loss_p.item(), "value_loss": loss_v.item(), "approx_kl": approx_kl, "clipfrac": clipped})
+    for step, i in enumerate(batch["parts"] * epochs):
+        mask, logp_old = batch["mask"][i], batch["logp"][i]
+        logp_new = token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
+        values_new = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
+        logratio = (logp_new - logp_old).detach() * mask
+        if step == 0 and not logratio.abs().max() <= 1e-4:        # most PPO bugs ever reported show here: padding, positions, temperature, dropout
+            raise AssertionError(f"the ratio should be 1 before the first step, but a log-ratio is {logratio.abs().max():.2g}")
+        # samples are the old policy's, so this is k3 of KL(old || new): ratio - 1 - log ratio
+        approx_kl = masked_mean(kl_estimates(-logratio, torch.zeros_like(logratio))[1], mask).item()
+        if approx_kl > max_approx_kl:                             # this rollout no longer describes the policy
+            break
+        loss_p = policy_loss(logp_new, logp_old, advantages[i], mask, clip)
+        loss_v = value_loss(values_new, batch["values"][i], batch["returns"][i], mask, clip)
+        optimizer.zero_grad()
+        (loss_p + loss_v).backward()                              # two networks that share nothing: one backward serves both
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(value.parameters(), 1.0)
+        optimizer.step()
+        clipped = masked_mean(((logratio.exp() - 1).abs() > clip).float(), mask).item()
+        stats.append({"policy_loss": loss_p.item(), "value_loss": loss_v.item(), "approx_kl": approx_kl, "clipfrac": clipped})
     return {k: float(np.mean([s[k] for s in stats])) for k in stats[0]}
 
 
 def train(policy, reference, value, tokenizer, questions_at, score_answers, args, missing_eos, gold=None, desc="ppo", progress=None, settings=None):
     """PPO in place. `questions_at(step)` -> the questions of an iteration; `gold(questions, texts)` -> utilities for the log alone."""
+    freeze_words(policy, tokenizer)
+    freeze_words(value, tokenizer)
     optimizer = torch.optim.Adam([{"params": policy.parameters(), "lr": args.lr}, {"params": value.parameters(), "lr": args.value_lr}], eps=1e-5)
     parts = {"policy": policy, "value": value, "optimizer": optimizer}
     start, history = load_progress(progress, settings, **parts) if progress and args.resume else (0, [])

@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import (MAX_NEW, GPT, GPTConfig, ScalarModel, answer, autocast, finish_training, forget_progress, from_rank_0, generate, load, load_gpt,
-                   load_progress, mean_over_processes, my_share, parallel, processes, rank, save, save_progress, start_training, write_results)
+from model import (MAX_NEW, GPT, GPTConfig, ScalarModel, answer, autocast, finish_training, forget_progress, freeze_words, from_rank_0, generate, load,
+                   load_gpt, load_progress, mean_over_processes, my_share, parallel, processes, rank, save, save_progress, start_training, write_results)
 
 
 def preference_loss(r_first, r_second, target):                  # (N,), (N,), (N,) -> scalar
@@ -64,9 +64,9 @@ def score_texts(reward_model, tokenizer, conversations, batch_size=128):
 def sample_answers(model, tokenizer, questions, k, seed, hot=None, fewest=2):
     """k answers to each question at temperature 1 -> [(question, [the different ones])], questions with fewer than `fewest` left out.
     With `hot`, every other answer is sampled at that temperature instead."""
-    texts = answer(model, tokenizer, [q for q in questions for _ in range(k)], seed=seed)
-    if hot:
-        texts[1::2] = answer(model, tokenizer, [q for q in questions for _ in range(k)][1::2], temperature=hot, seed=(*seed, 1))
+    texts = [q for q in questions for _ in range(k)]              # each makes room for its answer
+    texts[::2] = answer(model, tokenizer, texts[::2], seed=seed)
+    texts[1::2] = answer(model, tokenizer, texts[1::2], temperature=hot or 1.0, seed=(*seed, 1))
     answers = [list(dict.fromkeys(texts[i * k:(i + 1) * k])) for i in range(len(questions))]
     return [(q, a) for q, a in zip(questions, answers) if len(a) >= fewest]
 
@@ -160,6 +160,7 @@ def train(reward_model, tokenizer, groups, batch_size, lr, seed, epochs=1, desc=
     per_batch = [groups[i:i + batch_size] for i in range(0, len(groups), batch_size)]
     order = np.concatenate([np.random.default_rng([seed, 3, epoch]).permutation(len(per_batch)) for epoch in range(epochs)])
     device = reward_model.scalar.weight.device
+    freeze_words(reward_model, tokenizer)
     optimizer = torch.optim.AdamW(reward_model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=device.type == "cuda" or None)
     start, history = load_progress(progress, settings, model=reward_model, optimizer=optimizer) if resume else (0, [])
     network = parallel(reward_model.train())

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import (MAX_NEW, answer, autocast, finish_training, forget_progress, from_rank_0, generate, load_gpt, load_progress,
+from model import (MAX_NEW, answer, autocast, finish_training, forget_progress, freeze_words, from_rank_0, generate, load_gpt, load_progress,
                    mean_over_processes, my_share, parallel, save, save_progress, start_training, write_results)
 
 
@@ -42,6 +42,7 @@ def train(model, tokenizer, conversations, epochs, batch_size, lr, seed, desc="s
     examples = [(ids, mask) for ids, mask in examples if len(ids) <= model.config.context]
     lengths, device = [len(ids) for ids, _ in examples], model.tokens.weight.device
     batches = [b for epoch in range(epochs) for b in data.length_batches(lengths, batch_size, seed, epoch)]
+    freeze_words(model, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=device.type == "cuda" or None)
     start, history = load_progress(progress, settings, model=model, optimizer=optimizer) if resume else (0, [])
     network = parallel(model.train())
@@ -129,7 +130,7 @@ def main(argv=None):
     p.add_argument("--demonstrations", type=int, default=6000, help="conversations, half about facts and half how-to")
     p.add_argument("--epochs", type=int, default=4, help="times each conversation is read")
     p.add_argument("--batch-size", type=int, default=32, help="conversations a step, on all GPUs together")
-    p.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of AdamW; if it is higher, answers are learnt by heart")
+    p.add_argument("--lr", type=float, default=6e-4, help="peak learning rate of AdamW; if it is higher, answers are learnt by heart")
     # where things go
     p.add_argument("--init", help="the base model: a checkpoint, or gpt2, ... and files as for pretrain.py; default: OUT/pretrain.pt")
     p.add_argument("--out", default="out", help="folder of everything that is written")

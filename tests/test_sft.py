@@ -65,7 +65,7 @@ def test_padding_costs_nothing():
 def test_a_conversation_can_be_memorised():
     """A model that never learns to stop: end-of-text has to be among the assistant's tokens, and pad must not be end-of-text."""
     gpt, talk = tiny_gpt(), [("Who?", "Ann."), ("Where?", "In Rome.")]
-    history = sft.train(gpt, TOKENIZER, talk * 16, 30, 8, 1e-2, 0)
+    history = sft.train(gpt, TOKENIZER, talk * 16, 50, 8, 1e-2, 0)
     assert history[-1]["train_loss_nats"] < 0.1
     prompts = [data.chat_prompt(TOKENIZER, q) for q, _ in talk]
     replies = m.generate(gpt, prompts, 20, TOKENIZER, temperature=0)
@@ -84,3 +84,14 @@ def test_the_coloured_mask_shows_what_the_loss_counts():
     shown = sft.colour_mask(TOKENIZER, "Who?", "Ann")
     green = "".join(piece[3:] for piece in shown.split("\033[") if piece.startswith("32m"))
     assert green == " Ann<|endoftext|>"
+
+
+def test_words_keep_their_embeddings():
+    """Names of a fine-tuning set that move while all others stay: the set is learnt by heart. The chat roles, new to the model, do move."""
+    gpt = tiny_gpt()
+    before = gpt.tokens.weight.detach().clone()
+    norms = gpt.norm.weight.detach().clone()
+    sft.train(gpt, TOKENIZER, [("Who?", "Ann."), ("What?", "Tea.")], epochs=3, batch_size=2, lr=1e-2, seed=0)
+    moved = (gpt.tokens.weight != before).any(1)
+    assert not moved[:TOKENIZER.eot].any() and moved[[TOKENIZER.eot, TOKENIZER.user, TOKENIZER.assistant]].all()
+    assert (gpt.norm.weight != norms).any()
