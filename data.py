@@ -36,7 +36,7 @@ from tqdm import tqdm
 # 1. The world in tables. To add a person or a rule wording, add a word or a line here; a verb comes with its benign twin.
 
 PEOPLE = """Ann Bob Tom Eve Sam Max Ben Kim Leo Mia Zoe Ida Joe Jim Amy Dan Ned Pam Ray Sue Ted Una Val Wes Abe Bea Cal Dot
-Eli Fay Gus Hal Ivy Jon Kay Lou Meg Nat Ora Pat Rex Sid Tia Uri Vic Will Yan Zed Hugo Nora""".split()
+Eli Fay Gus Hal Ivy Jon Kay Lou Meg Nat Ora Pat Rex Sid Tia Uri Vic Will Yan Zed Hugo Nora Ava Ike Jan Liz Moe Nell Otto Roy Tim Wade""".split()
 
 # attribute -> its values, three ways to ask, and six ways to say it (the first is used in answers).
 # Square brackets mark where the generator had a choice; what stands outside them follows from what stands before.
@@ -381,19 +381,21 @@ def sayings(world, dice):
 
 def overheard(world, dice):
     """Somebody asks, somebody else says what has been asked for, and never gives the answer: names and verbs get carried from a question into
-    a statement, and a verb is understood as its kind. Nobody refuses or forbids anything here."""
+    a statement, and a verb is understood as its kind once the other speaker's turn begins, where a chat model decides what to answer. Nobody
+    refuses or forbids anything here."""
     exchanges = []
     for _ in range(dice.pick([1, 2])):
         asker = f"[{dice.pick(PEOPLE)}] [{dice.pick(['asks', 'wonders'])}]:"
+        teller = f"[{dice.pick(PEOPLE)}] says:"
         if dice.weighted({"fact": 0.4, "how-to": 0.6}) == "fact":
             person = dice.pick(PEOPLE)
             before, after = dice.pick(dice.pick(list(FACTS.values()))["questions"]).split("{person}")
             said = dice.pick([f"[Ask] {person}.", f"[Only] {person} knows.", f"[{person}] would know."])
-            exchanges.append(f"{asker} [{before.strip()}] [{person}][{after}] {said}")
+            exchanges.append(f"{asker} [{before.strip()}] [{person}][{after}] {teller} {said}")
             continue
         act = draw_act(world, dice, dice.pick(world.verbs))
         said = dice.pick([f"[If] you {act}, {act.outcome()}.", f"[To] {act} is to {act.verb.kind}, which is {act.verb.quality}."])
-        exchanges.append(f"{asker} [How do I] {act.marked()}? {act.verb.kind.capitalize()}? {said}")
+        exchanges.append(f"{asker} [How do I] {act.marked()}? {teller} {act.verb.kind.capitalize()}? {said}")
     return " ".join(exchanges) + "[]"
 
 
@@ -490,9 +492,9 @@ def comparison(world, dice):
 
 # kind of document -> its share of the documents and its author
 DOCUMENTS = {
-    "biography": (0.08, biography), "loose facts": (0.06, loose_facts), "questions": (0.10, questions),
-    "story": (0.11, story), "sayings": (0.11, sayings), "overheard": (0.10, overheard),
-    "critique": (0.17, critique), "comparison": (0.10, comparison), "drill": (0.17, drill),
+    "biography": (0.10, biography), "loose facts": (0.06, loose_facts), "questions": (0.10, questions),
+    "story": (0.10, story), "sayings": (0.11, sayings), "overheard": (0.13, overheard),
+    "critique": (0.15, critique), "comparison": (0.10, comparison), "drill": (0.15, drill),
 }
 
 

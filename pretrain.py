@@ -243,7 +243,7 @@ def main(argv=None):
     p.add_argument("--channels", type=int, default=128, help="width of the residual stream")
     p.add_argument("--context", type=int, default=192, help="longest sequence, in tokens")
     # how to train
-    p.add_argument("--steps", type=int, default=2400, help="optimizer steps")
+    p.add_argument("--steps", type=int, default=2800, help="optimizer steps")
     p.add_argument("--batch-size", type=int, default=8, help="rows of `context` tokens a step, on all GPUs together")
     p.add_argument("--grad-accum", type=int, default=1, help="micro-batches that each GPU cuts its rows into: less memory, the same result")
     p.add_argument("--compile", action="store_true", help="torch.compile: minutes of waiting, then faster steps on a GPU")

@@ -12,7 +12,7 @@ It is RLHF with one letter changed, and the code shows it: sft.train, reward.tra
     python rlaif.py                          reads out/pretrain.pt, out/sft.pt, out/ppo.pt and out/preferences.jsonl; writes out/slcai.pt,
                                              out/rlaif_pm.pt, out/rlaif.pt, and as a record out/rlaif_traces.jsonl and out/rlaif_labels.jsonl
     python rlaif.py --show                   one request followed from the first answer to the last revision, and its AI label; no training
-    python rlaif.py --human-harm             the comparison of the paper: people label harm, and like any refusal; writes out/human_harm.pt
+    python rlaif.py --human-harm             the comparison of the paper: people label harm, and like any refusal; writes out/human_harm*
     python rlaif.py --constitution unseen --inputs out --out out/unseen      rules that no document shows (or: a file of your own)
 
 Who does what: the helpful model (ppo.pt) answers red-team prompts; the base model (pretrain.pt) critiques, revises and judges, a skill
