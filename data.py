@@ -36,7 +36,7 @@ from tqdm import tqdm
 # 1. The world in tables. To add a person or a rule wording, add a word or a line here; a verb comes with its benign twin.
 
 PEOPLE = """Ann Bob Tom Eve Sam Max Ben Kim Leo Mia Zoe Ida Joe Jim Amy Dan Ned Pam Ray Sue Ted Una Val Wes Abe Bea Cal Dot
-Eli Fay Gus Hal Ivy Jon Kay Lou Meg Nat Ora Pat Rex Sid Tia Uri Vic Will Yan Zed Hugo Nora""".split()
+Eli Fay Gus Hal Ivy Jon Kay Lou Meg Nat Ora Pat Rex Sid Tia Uri Vic Will Yan Zed Hugo Nora Ava Ike Jan Liz Moe Nell Otto Roy Tim Wade""".split()
 
 # attribute -> its values, three ways to ask, and six ways to say it (the first is used in answers).
 # Square brackets mark where the generator had a choice; what stands outside them follows from what stands before.
@@ -492,9 +492,9 @@ def comparison(world, dice):
 
 # kind of document -> its share of the documents and its author
 DOCUMENTS = {
-    "biography": (0.08, biography), "loose facts": (0.06, loose_facts), "questions": (0.10, questions),
-    "story": (0.11, story), "sayings": (0.11, sayings), "overheard": (0.10, overheard),
-    "critique": (0.17, critique), "comparison": (0.10, comparison), "drill": (0.17, drill),
+    "biography": (0.10, biography), "loose facts": (0.06, loose_facts), "questions": (0.10, questions),
+    "story": (0.10, story), "sayings": (0.11, sayings), "overheard": (0.13, overheard),
+    "critique": (0.15, critique), "comparison": (0.10, comparison), "drill": (0.15, drill),
 }
 
 
