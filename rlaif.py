@@ -408,7 +408,7 @@ def main(argv=None):
     p.add_argument("--no-critique", action="store_true", help="revise directly, by a copy of the base model that is shown how")
     p.add_argument("--all-rounds", action="store_true", help="fine-tune on the answers after every round, not after the last alone")
     p.add_argument("--helpful", type=int, default=1200, help="harmless prompts whose helpful answers are mixed in (paper: 43 to 57; far more, and unfamiliar verbs get done)")
-    p.add_argument("--sl-epochs", type=int, default=3, help="times each conversation is read")
+    p.add_argument("--sl-epochs", type=int, default=5, help="times each conversation is read")
     p.add_argument("--sl-lr", type=float, default=6e-4, help="peak learning rate of SL-CAI")
     # AI feedback phase
     p.add_argument("--label-prompts", type=int, default=700, help="prompts whose answers the AI compares: half red-team, half benign")
