@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import data
 import reward as reward_stage
-from model import (MAX_NEW, ScalarModel, answer, copy_of, forget_progress, freeze_words, generate, load_gpt, load_progress, pick_device, save,
+from model import (MAX_NEW, ScalarModel, answer, copy_of, forget_progress, generate, load_gpt, load_progress, pick_device, save,
                    save_progress, token_logprobs, write_results)
 
 # Letters: B answers, T tokens of prompt and answer, R = T - 1 positions that choose a token: what is computed at [:, t] belongs to the
@@ -155,8 +155,6 @@ def update(policy, value, optimizer, batch, epochs, clip, max_approx_kl=0.2):
 
 def train(policy, reference, value, tokenizer, questions_at, score_answers, args, missing_eos, gold=None, desc="ppo", progress=None, settings=None):
     """PPO in place. `questions_at(step)` -> the questions of an iteration; `gold(questions, texts)` -> utilities for the log alone."""
-    freeze_words(policy, tokenizer)
-    freeze_words(value, tokenizer)
     optimizer = torch.optim.Adam([{"params": policy.parameters(), "lr": args.lr}, {"params": value.parameters(), "lr": args.value_lr}], eps=1e-5)
     parts = {"policy": policy, "value": value, "optimizer": optimizer}
     start, history = load_progress(progress, settings, **parts) if progress and args.resume else (0, [])
