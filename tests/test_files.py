@@ -349,7 +349,7 @@ def test_fine_tuning_on_a_file(base, tmp_path, capsys):
     assert "\033[90m<|user|> Who is Ann?<|assistant|>\033[32m Ann mends kites, Zoë says.<|endoftext|>\033[0m" in printed
     assert printed.count("before:") == 3 and "4 held-out conversations" in printed and "model.py" in printed.splitlines()[-1]
     figures = json.loads((tmp_path / "a/sft.json").read_text())
-    assert figures["conversations"] == 36 and figures["heldout_loss_nats"] < figures["heldout_loss_nats_before"] - 0.5
+    assert figures["conversations"] == 36 and figures["heldout_loss_nats"] < figures["heldout_loss_nats_before"] - 0.2
     assert m.load(tmp_path / "a/sft.pt")["world_seed"] is None
     sft.main([*flags, str(tmp_path / "b")])
     a, b = (m.load(tmp_path / f"{x}/sft.pt")["model"] for x in "ab")
