@@ -95,14 +95,3 @@ def test_words_keep_their_embeddings():
     moved = (gpt.tokens.weight != before).any(1)
     assert not moved[:TOKENIZER.eot].any() and moved[[TOKENIZER.eot, TOKENIZER.user, TOKENIZER.assistant]].all()
     assert (gpt.norm.weight != norms).any()
-
-
-def test_fine_tuning_leaves_the_embeddings_of_words_alone():
-    """Words that a fine-tuning set shows drift away from those it does not: what is learnt about shown people then fails for all others."""
-    model = tiny_gpt()
-    before = model.tokens.weight.detach().clone()
-    sft.train(model, TOKENIZER, [("Who is Ann?", "A cook."), ("Who is Bob?", "A guide.")], 3, 2, 0.01, 0)
-    after = model.tokens.weight.detach()
-    assert torch.equal(after[:TOKENIZER.eot], before[:TOKENIZER.eot])
-    assert not torch.equal(after[TOKENIZER.eot], before[TOKENIZER.eot])                 # where to stop is new, and learnt
-    assert sum(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters()) == len(list(model.parameters()))
