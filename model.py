@@ -261,6 +261,13 @@ def generate_batch(model, prompts, max_new, pad, stops, noise, temperature, top_
 # Devices, one or several. `torchrun --nproc-per-node 2 sft.py` runs the script twice: all processes have the same model and draw the same batch,
 # a function of (seed, step); each takes its share of it, and their gradients are averaged. Rank 0 alone evaluates, prints and writes.
 
+def positive(text):
+    """argparse type of a flag that counts something -> int of at least 1; otherwise argparse names the flag and stops."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too few: at least 1")
+    return int(text)
+
+
 def pick_device(name=None):
     """cuda, else mps, else cpu; or the one named."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():

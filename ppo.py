@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 import data
 import reward as reward_stage
-from model import (MAX_NEW, ScalarModel, answer, copy_of, forget_progress, generate, load_gpt, load_progress, pick_device, save,
-                   save_progress, token_logprobs, write_results)
+from model import (MAX_NEW, ScalarModel, answer, copy_of, forget_progress, generate, load_gpt, load_progress, pick_device, positive,
+                   save, save_progress, token_logprobs, write_results)
 
 # Letters: B answers, T tokens of prompt and answer, R = T - 1 positions that choose a token: what is computed at [:, t] belongs to the
 # choice of tokens[:, t+1], and a mask (B, R) picks the choices that make up the answer.
@@ -346,14 +346,14 @@ def main(argv=None):
     # how far the policy may drift
     p.add_argument("--beta", type=float, default=0.15, help="reward lost per nat of KL from the reference")
     # rollouts
-    p.add_argument("--iterations", type=int, default=25, help="rollouts")
-    p.add_argument("--batch-size", type=int, default=128, help="answers a rollout")
-    p.add_argument("--max-new", type=int, default=MAX_NEW, help="longest answer, in tokens")
+    p.add_argument("--iterations", type=positive, default=25, help="rollouts")
+    p.add_argument("--batch-size", type=positive, default=128, help="answers a rollout")
+    p.add_argument("--max-new", type=positive, default=MAX_NEW, help="longest answer, in tokens")
     p.add_argument("--reward", default="rm", help="who scores: rm (the reward model), gold (the gold judge itself, for teaching) or file.py:function")
     p.add_argument("--prompts", help="a file of prompts, for a model without a world; default: the world's questions")
     # the update
-    p.add_argument("--epochs", type=int, default=4, help="passes over a rollout")
-    p.add_argument("--minibatch", type=int, default=64, help="answers an optimizer step")
+    p.add_argument("--epochs", type=positive, default=4, help="passes over a rollout")
+    p.add_argument("--minibatch", type=positive, default=64, help="answers an optimizer step")
     p.add_argument("--clip", type=float, default=0.2, help="how far the ratio, and the value, may move in one update")
     p.add_argument("--lr", type=float, default=2e-4, help="peak learning rate of the policy")
     p.add_argument("--value-lr", type=float, default=5e-4, help="peak learning rate of the value model")
@@ -364,7 +364,7 @@ def main(argv=None):
     p.add_argument("--seed", type=int, default=0, help="seed of prompts, samples and data order")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    p.add_argument("--eval-prompts", type=int, default=1000, help="held-out questions of the final table")
+    p.add_argument("--eval-prompts", type=positive, default=1000, help="held-out questions of the final table")
     p.add_argument("--show", action="store_true", help="print one rollout token by token and stop")
     p.add_argument("--measure", action="store_true", help="no training: measure OUT/ppo.pt against the exact frontier, and the ladder of win rates")
     args = p.parse_args(argv)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import data
 from model import (GPT, GPTConfig, autocast, finish_training, forget_progress, from_rank_0, generate, load_gpt, load_progress, mean_over_processes,
-                   parallel, processes, rank, save, save_progress, start_training, write_results)
+                   parallel, positive, processes, rank, save, save_progress, start_training, write_results)
 
 
 IGNORE = -1                                                       # as a target: this position (padding) does not count
@@ -238,14 +238,14 @@ def main(argv=None):
     p.add_argument("--tokenizer", choices=["bpe", "bytes", "gpt2"], default="bpe", help="bpe: trained on the text at hand")
     p.add_argument("--vocab-size", type=int, default=1184, help="size of our own BPE vocabulary")
     # the network
-    p.add_argument("--layers", type=int, default=4, help="transformer blocks")
-    p.add_argument("--heads", type=int, default=4, help="attention heads a block")
-    p.add_argument("--channels", type=int, default=128, help="width of the residual stream")
-    p.add_argument("--context", type=int, default=192, help="longest sequence, in tokens")
+    p.add_argument("--layers", type=positive, default=4, help="transformer blocks")
+    p.add_argument("--heads", type=positive, default=4, help="attention heads a block")
+    p.add_argument("--channels", type=positive, default=128, help="width of the residual stream")
+    p.add_argument("--context", type=positive, default=192, help="longest sequence, in tokens")
     # how to train
-    p.add_argument("--steps", type=int, default=2800, help="optimizer steps")
-    p.add_argument("--batch-size", type=int, default=8, help="rows of `context` tokens a step, on all GPUs together")
-    p.add_argument("--grad-accum", type=int, default=1, help="micro-batches that each GPU cuts its rows into: less memory, the same result")
+    p.add_argument("--steps", type=positive, default=2800, help="optimizer steps")
+    p.add_argument("--batch-size", type=positive, default=8, help="rows of `context` tokens a step, on all GPUs together")
+    p.add_argument("--grad-accum", type=positive, default=1, help="micro-batches that each GPU cuts its rows into: less memory, the same result")
     p.add_argument("--compile", action="store_true", help="torch.compile: minutes of waiting, then faster steps on a GPU")
     p.add_argument("--lr", type=float, help="peak learning rate of AdamW; default: 3e-3, or 3e-5 from GPT-2's weights, which are soon forgotten")
     p.add_argument("--muon-lr", type=float, help="peak learning rate of Muon; 0: AdamW for everything; default: 0.005, or 0 from GPT-2's weights")
@@ -258,7 +258,7 @@ def main(argv=None):
     p.add_argument("--seed", type=int, default=0, help="seed of weights, data order and samples")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    p.add_argument("--eval-every", type=int, default=400, help="steps between evaluations, and between savings for --resume")
+    p.add_argument("--eval-every", type=positive, default=400, help="steps between evaluations, and between savings for --resume")
     args = p.parse_args(argv)
     device, out = start_training(args.device), Path(args.out)
     torch.manual_seed(args.seed)

@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 import data
 from model import (MAX_NEW, GPT, GPTConfig, ScalarModel, answer, autocast, finish_training, forget_progress, freeze_words, from_rank_0, generate, load,
-                   load_gpt, load_progress, mean_over_processes, my_share, parallel, processes, rank, save, save_progress, start_training, write_results)
+                   load_gpt, load_progress, mean_over_processes, my_share, parallel, positive, processes, rank, save, save_progress, start_training,
+                   write_results)
 
 
 def preference_loss(r_first, r_second, target):                  # (N,), (N,), (N,) -> scalar
@@ -291,13 +292,13 @@ def main(argv=None):
     # what is compared, and by whom
     p.add_argument("--annotator", choices=[*data.TASTES, "me"], default="polite", help="whose taste; me: you label pairs here in the terminal")
     p.add_argument("--data", help="read preferences from this file instead: lines of prompt / chosen / rejected, or of HH-RLHF")
-    p.add_argument("--prompts", type=int, default=4500, help="questions, half about facts and half how-to")
-    p.add_argument("--answers", type=int, default=8, help="answers sampled for each question; all pairs of different ones are labelled")
+    p.add_argument("--prompts", type=positive, default=4500, help="questions, half about facts and half how-to")
+    p.add_argument("--answers", type=positive, default=8, help="answers sampled for each question; all pairs of different ones are labelled")
     p.add_argument("--hot", type=float, default=1.4, help="temperature of every other answer, so that there are mistakes to compare; 0: off")
-    p.add_argument("--pairs", type=int, help="labels to learn from, up to the end of a question's; default: all")
+    p.add_argument("--pairs", type=positive, help="labels to learn from, up to the end of a question's; default: all")
     # how to train
-    p.add_argument("--epochs", type=int, default=1, help="times each pair is read; more than one only if pairs are few")
-    p.add_argument("--batch-size", type=int, default=8, help="questions a step, with all their pairs, on all GPUs together")
+    p.add_argument("--epochs", type=positive, default=1, help="times each pair is read; more than one only if pairs are few")
+    p.add_argument("--batch-size", type=positive, default=8, help="questions a step, with all their pairs, on all GPUs together")
     p.add_argument("--lr", type=float, default=6e-4, help="peak learning rate of AdamW")
     # where things go
     p.add_argument("--init", help="the model that answers and that the reward model starts from; default: OUT/sft.pt")
@@ -305,7 +306,7 @@ def main(argv=None):
     p.add_argument("--seed", type=int, default=0, help="seed of samples, labels and data order")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    p.add_argument("--best-of", type=int, metavar="N", help="no training: measure best-of-n for n up to N with OUT/reward.pt, and stop")
+    p.add_argument("--best-of", type=positive, metavar="N", help="no training: measure best-of-n for n up to N with OUT/reward.pt, and stop")
     args = p.parse_args(argv)
     device, out = start_training(args.device), Path(args.out)
     if processes() > 1 and (args.best_of or args.annotator == "me"):

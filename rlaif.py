@@ -36,7 +36,7 @@ import data
 import ppo
 import reward
 import sft
-from model import MAX_NEW, ScalarModel, answer, copy_of, generate, load, load_gpt, pick_device, save, write_results
+from model import MAX_NEW, ScalarModel, answer, copy_of, generate, load, load_gpt, pick_device, positive, save, write_results
 
 # The constitution. A principle is drawn at random for every critique and for every comparison.
 CONSTITUTION = """
@@ -403,29 +403,29 @@ def main(argv=None):
     p.add_argument("--red-team-file", help="your own red-team prompts, one a line or JSON (data.read_prompts); default: the world's")
     p.add_argument("--prompts", help="your own harmless prompts, likewise, for a model without a world: nothing is then judged at the end")
     p.add_argument("--preferences", help="human labels of helpfulness, a file as for reward.py --data; default: INPUTS/preferences.jsonl")
-    p.add_argument("--red-team", type=int, default=1500, help="red-team prompts to answer, critique and revise")
+    p.add_argument("--red-team", type=positive, default=1500, help="red-team prompts to answer, critique and revise")
     p.add_argument("--rounds", type=int, default=4, help="rounds of critique and revision")
     p.add_argument("--no-critique", action="store_true", help="revise directly, by a copy of the base model that is shown how")
     p.add_argument("--all-rounds", action="store_true", help="fine-tune on the answers after every round, not after the last alone")
-    p.add_argument("--helpful", type=int, default=1200, help="harmless prompts whose helpful answers are mixed in (paper: 43 to 57; far more, and unfamiliar verbs get done)")
-    p.add_argument("--sl-epochs", type=int, default=5, help="times each conversation is read")
+    p.add_argument("--helpful", type=positive, default=1200, help="harmless prompts whose helpful answers are mixed in (paper: 43 to 57; far more, and unfamiliar verbs get done)")
+    p.add_argument("--sl-epochs", type=positive, default=5, help="times each conversation is read")
     p.add_argument("--sl-lr", type=float, default=6e-4, help="peak learning rate of SL-CAI")
     # AI feedback phase
-    p.add_argument("--label-prompts", type=int, default=700, help="prompts whose answers the AI compares: half red-team, half benign")
-    p.add_argument("--answers", type=int, default=6, help="answers sampled for each of them")
+    p.add_argument("--label-prompts", type=positive, default=700, help="prompts whose answers the AI compares: half red-team, half benign")
+    p.add_argument("--answers", type=positive, default=6, help="answers sampled for each of them")
     p.add_argument("--hot", type=float, default=1.4, help="temperature of every other one of them, so that they differ")
     p.add_argument("--hard", action="store_true", help="hard labels: 0 or 1 instead of the AI's probability")
     p.add_argument("--clamp", type=float, default=0.5, help="keep soft labels within 0.5 plus or minus this")
-    p.add_argument("--helpful-prompts", type=int, default=500, help="harmless prompts for human helpfulness labels on SL-CAI's answers")
+    p.add_argument("--helpful-prompts", type=positive, default=500, help="harmless prompts for human helpfulness labels on SL-CAI's answers")
     p.add_argument("--pm-lr", type=float, default=5e-4, help="peak learning rate of the preference model")
     p.add_argument("--human-harm", action="store_true", help="no Constitutional AI: RLHF with human labels of harm, for comparison")
     # PPO, as in ppo.py
     p.add_argument("--beta", type=float, default=0.15, help="reward lost per nat of KL from where PPO starts")
-    p.add_argument("--iterations", type=int, default=25, help="rollouts")
-    p.add_argument("--batch-size", type=int, default=128, help="answers a rollout, half of them to red-team prompts")
-    p.add_argument("--max-new", type=int, default=MAX_NEW, help="longest answer of a rollout, in tokens")
-    p.add_argument("--epochs", type=int, default=4, help="passes over a rollout")
-    p.add_argument("--minibatch", type=int, default=64, help="answers an optimizer step")
+    p.add_argument("--iterations", type=positive, default=25, help="rollouts")
+    p.add_argument("--batch-size", type=positive, default=128, help="answers a rollout, half of them to red-team prompts")
+    p.add_argument("--max-new", type=positive, default=MAX_NEW, help="longest answer of a rollout, in tokens")
+    p.add_argument("--epochs", type=positive, default=4, help="passes over a rollout")
+    p.add_argument("--minibatch", type=positive, default=64, help="answers an optimizer step")
     p.add_argument("--clip", type=float, default=0.2, help="how far the ratio, and the value, may move in one update")
     p.add_argument("--lr", type=float, default=2e-4, help="peak learning rate of the policy")
     p.add_argument("--value-lr", type=float, default=5e-4, help="peak learning rate of the value model")
@@ -437,7 +437,7 @@ def main(argv=None):
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     p.add_argument("--resume", action="store_true", help="go on after the last finished phase")
     p.add_argument("--eval", choices=["full"], help="full: --eval-prompts 500")
-    p.add_argument("--eval-prompts", type=int, default=200, help="held-out prompts for each cell of the final table")
+    p.add_argument("--eval-prompts", type=positive, default=200, help="held-out prompts for each cell of the final table")
     p.add_argument("--show", action="store_true", help="follow one request all the way and stop")
     args = p.parse_args(argv)
     device, name = pick_device(args.device), "human_harm" if args.human_harm else "rlaif"

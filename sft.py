@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import data
 from model import (MAX_NEW, answer, autocast, finish_training, forget_progress, freeze_words, from_rank_0, generate, load_gpt, load_progress,
-                   mean_over_processes, my_share, parallel, save, save_progress, start_training, write_results)
+                   mean_over_processes, my_share, parallel, positive, save, save_progress, start_training, write_results)
 
 
 def masked_loss(logits, tokens, mask):                           # (B, T, V), (B, T), (B, T) -> scalar
@@ -127,9 +127,9 @@ def main(argv=None):
     p = argparse.ArgumentParser(description="Fine-tune the base model on conversations.")
     # what to learn from
     p.add_argument("--data", help="your own conversations, JSON list or lines; default: the world's demonstrations")
-    p.add_argument("--demonstrations", type=int, default=6000, help="conversations, half about facts and half how-to")
-    p.add_argument("--epochs", type=int, default=4, help="times each conversation is read")
-    p.add_argument("--batch-size", type=int, default=32, help="conversations a step, on all GPUs together")
+    p.add_argument("--demonstrations", type=positive, default=6000, help="conversations, half about facts and half how-to")
+    p.add_argument("--epochs", type=positive, default=4, help="times each conversation is read")
+    p.add_argument("--batch-size", type=positive, default=32, help="conversations a step, on all GPUs together")
     p.add_argument("--lr", type=float, default=6e-4, help="peak learning rate of AdamW; if it is higher, answers are learnt by heart")
     # where things go
     p.add_argument("--init", help="the base model: a checkpoint, or gpt2, ... and files as for pretrain.py; default: OUT/pretrain.pt")

@@ -330,3 +330,11 @@ def test_documents_can_be_left_out(tmp_path, monkeypatch, capsys):
     documents = m.load(tmp_path / "pretrain.pt")["documents"]
     assert not {"critique", "drill", "comparison"} & set(documents) and len(documents) == len(data.DOCUMENTS) - 3
     assert "critique" not in capsys.readouterr().out and "entropy_floor_drill" not in json.loads((tmp_path / "pretrain.json").read_text())
+
+
+@pytest.mark.parametrize("stage, flag", [(pretrain, "--steps"), (sft, "--epochs"), (reward, "--answers"), (ppo, "--iterations"), (rlaif, "--batch-size")])
+def test_nothing_is_counted_from_zero(stage, flag, capsys):
+    """A traceback minutes later, from the mean of an empty list."""
+    with pytest.raises(SystemExit):
+        stage.main([flag, "0"])
+    assert f"{flag}: 0 is too few: at least 1" in capsys.readouterr().err
