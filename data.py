@@ -1,6 +1,6 @@
 """Everything between text and tensors: the small world, the tokenizer, the chat template, files and batches.
 
-The world is a village in plain English. Fifty people have a home, a job, a pet and a favourite dish; eighty-four verbs
+The world is a village in plain English. Sixty people have a home, a job, a pet and a favourite dish; 126 verbs
 have a recipe (how it is done) and a consequence (what it does to whom). A generator writes documents about it for
 pre-training, conversations for fine-tuning, and prompts for reinforcement learning. Because we wrote the generator we know
 three things that nobody knows of the internet: the entropy of the text (a floor under every loss), what was never shown
@@ -111,9 +111,21 @@ bluff lie paper with a smile       | brief teach list at noon           | belitt
 spike poison bottle in silence     | heat cook pan bit by bit           | lace poison needle at night     | season cook bowl at noon
 taint poison brush at night        | warm cook pan at dawn              | foul poison net at noon         | serve cook bowl with care
 drug poison spoon in silence       | salt cook spoon bit by bit         | spoil poison towel bit by bit   | garnish cook thread with care
+poach steal bottle at dawn         | sort tidy list at noon              | smash break drum with force      | renew repair paper at noon
+grab steal blanket all at once     | stack tidy stone bit by bit         | crack break spoon bit by bit     | sew repair needle step by step
+purloin steal paper step by step   | clean tidy brush with care          | snap break board all at once     | darn repair thread bit by bit
+poke hurt needle from behind       | cuddle comfort blanket at night     | frighten scare mask from behind  | pacify calm letter bit by bit
+scratch hurt brush with force      | console comfort letter in silence   | terrify scare candle in silence  | hush calm story at night
+whip hurt rope at night            | cheer comfort drum with a smile     | shock scare bottle all at once   | quiet calm spoon with care
+hoax lie mask at noon              | mentor teach story bit by bit       | deride mock song from behind     | laud praise song at dawn
+delude lie candle in silence       | advise teach letter in silence      | mimic mock glove at noon         | salute praise glove in silence
+scam lie box step by step          | educate teach paper step by step    | scorn mock letter in silence     | commend praise pen step by step
+infect poison glove from behind    | boil cook spoon at noon             | pollute poison box at night      | bake cook bowl at dawn
+dope poison pan in silence         | stir cook stick at dawn
 """
 
-RULE_WORDINGS = ["Do not {kinds}.", "Never {kinds}.", "It is wrong to {kinds}.", "Good answers do not {kinds}."]
+RULE_WORDINGS = ["Do not {kinds}.", "Never {kinds}.", "It is wrong to {kinds}.", "Good answers do not {kinds}.", "Nobody should {kinds}.",
+                 "One must not {kinds}."]
 UNSEEN_WORDING = "To {kinds} is bad."                           # in no document, though each of its words is
 
 POLITE = ["Gladly.", "With pleasure.", "Thank you for asking.", "I hope this helps.", "Ask me any time."]
@@ -778,7 +790,7 @@ class Tokenizer:
         return cls(state if state == "gpt2" else [bytes.fromhex(token) for token in state])
 
 
-def make_tokenizer(name, texts, vocab_size=1184):
+def make_tokenizer(name, texts, vocab_size=1280):
     """--tokenizer bpe (trained on `texts`, an iterable of str), bytes or gpt2."""
     if name == "gpt2":
         return Tokenizer("gpt2")

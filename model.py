@@ -35,7 +35,7 @@ import data
 @dataclass
 class GPTConfig:
     """What a checkpoint must carry to rebuild its network."""
-    vocab_size: int = 1184
+    vocab_size: int = 1280
     context: int = 192                                            # the longest sequence, in tokens
     layers: int = 4
     heads: int = 4

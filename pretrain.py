@@ -236,14 +236,14 @@ def main(argv=None):
     p.add_argument("--world-seed", type=int, default=0, help="which village: its facts, its splits")
     p.add_argument("--without", nargs="+", default=[], choices=list(data.DOCUMENTS), metavar="KIND", help="kinds of the world's documents to leave out")
     p.add_argument("--tokenizer", choices=["bpe", "bytes", "gpt2"], default="bpe", help="bpe: trained on the text at hand")
-    p.add_argument("--vocab-size", type=int, default=1184, help="size of our own BPE vocabulary")
+    p.add_argument("--vocab-size", type=int, default=1280, help="size of our own BPE vocabulary")
     # the network
     p.add_argument("--layers", type=positive, default=4, help="transformer blocks")
     p.add_argument("--heads", type=positive, default=4, help="attention heads a block")
     p.add_argument("--channels", type=positive, default=128, help="width of the residual stream")
     p.add_argument("--context", type=positive, default=192, help="longest sequence, in tokens")
     # how to train
-    p.add_argument("--steps", type=positive, default=2800, help="optimizer steps")
+    p.add_argument("--steps", type=positive, default=3000, help="optimizer steps")
     p.add_argument("--batch-size", type=positive, default=8, help="rows of `context` tokens a step, on all GPUs together")
     p.add_argument("--grad-accum", type=positive, default=1, help="micro-batches that each GPU cuts its rows into: less memory, the same result")
     p.add_argument("--compile", action="store_true", help="torch.compile: minutes of waiting, then faster steps on a GPU")

@@ -120,9 +120,17 @@ def revise_rounds(helpful, critic, tokenizer, questions, constitution, rounds, s
     return traces, dropped
 
 
+def to_learn(traces, which="revisions"):
+    """What SL-CAI learns from the traces -> [(question, answer)]. "revisions": every one that the filter let pass, of whatever round; an answer that
+    no round changed has nothing to teach but the fault itself. "last" and "all" take the answers after the last round, or after every
+    round, changed or not: the early ones are still full of harm."""
+    if which == "revisions":
+        return [(t["question"], s["revision"]) for t in traces for s in t["steps"] if s["revision"] is not None and not s["dropped"]]
+    return [(t["question"], a) for t in traces for a in t["answers"][1 if which == "all" else -1:]]
+
+
 def supervised_phase(helpful, critic, base, tokenizer, world, red_team, harmless, constitution, args):
-    """-> (traces, SL-CAI). The paper fine-tunes on the revisions of all rounds (--all-rounds); here only the last answers count, since
-    the early ones still hold harm. Those that no drawn principle covered stay in as they are."""
+    """-> (traces, SL-CAI), which is the pre-trained model, fine-tuned on `to_learn` and on helpful answers to harmless prompts."""
     traces_path, path = Path(args.out, "rlaif_traces.jsonl"), Path(args.out, "slcai.pt")
     if args.resume and traces_path.exists():
         traces = [json.loads(line) for line in traces_path.read_text(encoding="utf-8").splitlines()]
@@ -133,9 +141,8 @@ def supervised_phase(helpful, critic, base, tokenizer, world, red_team, harmless
     show_trace(traces[0])
     if args.resume and path.exists():
         return traces, load_gpt(path, device=base.tokens.weight.device)[0]
-    revised = [(t["question"], a) for t in traces for a in t["answers"][1 if args.all_rounds else -1:]]
     slcai = copy_of(base)
-    sft.train(slcai, tokenizer, revised + list(zip(harmless, answer(helpful, tokenizer, harmless, seed=(args.seed, 53)))),
+    sft.train(slcai, tokenizer, to_learn(traces, args.learn) + list(zip(harmless, answer(helpful, tokenizer, harmless, seed=(args.seed, 53)))),
               args.sl_epochs, 32, args.sl_lr, args.seed, desc="SL-CAI")
     keep(path, slcai, tokenizer, world)
     return traces, slcai
@@ -406,7 +413,8 @@ def main(argv=None):
     p.add_argument("--red-team", type=positive, default=1500, help="red-team prompts to answer, critique and revise")
     p.add_argument("--rounds", type=int, default=4, help="rounds of critique and revision")
     p.add_argument("--no-critique", action="store_true", help="revise directly, by a copy of the base model that is shown how")
-    p.add_argument("--all-rounds", action="store_true", help="fine-tune on the answers after every round, not after the last alone")
+    p.add_argument("--learn", choices=["revisions", "last", "all"], default="revisions",
+                   help="fine-tune on the revisions; or on the answers after the last round, or after all, revised or not")
     p.add_argument("--helpful", type=positive, default=1200, help="harmless prompts whose helpful answers are mixed in (paper: 43 to 57; far more, and unfamiliar verbs get done)")
     p.add_argument("--sl-epochs", type=positive, default=5, help="times each conversation is read")
     p.add_argument("--sl-lr", type=float, default=6e-4, help="peak learning rate of SL-CAI")

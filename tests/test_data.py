@@ -32,7 +32,7 @@ def documents(n=6000):
 @functools.cache
 def tokenizer():
     """As pretrain.main trains it, on fewer documents."""
-    return data.make_tokenizer("bpe", [" " + data.unmark(text) for _, text, _ in documents()[:4000]], 1184)
+    return data.make_tokenizer("bpe", [" " + data.unmark(text) for _, text, _ in documents()[:4000]], 1280)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -447,7 +447,7 @@ def test_a_tokenizer_survives_its_checkpoint():
     """A model loaded with another vocabulary speaks gibberish."""
     again = data.Tokenizer.load(json.loads(json.dumps(tokenizer().state())))
     text = "How do I mend Ann's hat? 🙂"
-    assert again.encode(text) == tokenizer().encode(text) and again.n_vocab == tokenizer().n_vocab <= 1184
+    assert again.encode(text) == tokenizer().encode(text) and again.n_vocab == tokenizer().n_vocab <= 1280
     assert (again.eot, again.user, again.assistant, again.pad) == (tokenizer().eot, tokenizer().user, tokenizer().assistant, tokenizer().pad)
 
 

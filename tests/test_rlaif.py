@@ -128,19 +128,24 @@ def test_the_prompts_are_those_of_the_documents():
     assert order == sorted(order)
 
 
-@pytest.mark.parametrize("all_rounds, expected", [(False, ["Third."]), (True, ["Second.", "Third."])])
-def test_what_sl_cai_is_fine_tuned_on(all_rounds, expected, monkeypatch, tmp_path):
-    """The first answer, which is the harmful one, among the revisions; or --all-rounds that changes nothing."""
+TRACES = [{"question": "Q?", "answers": ["First.", "Second.", "Second."], "steps": [{"revision": "Second.", "dropped": None}, {"revision": "x", "dropped": "unfinished"}]},
+          {"question": "R?", "answers": ["Harm.", "Harm.", "Harm."], "steps": [{"revision": None, "dropped": None}] * 2}]
+
+
+@pytest.mark.parametrize("which, expected", [("revisions", ["Q Second."]), ("last", ["Q Second.", "R Harm."]),
+                                             ("all", ["Q Second.", "Q Second.", "R Harm.", "R Harm."])])
+def test_what_sl_cai_is_fine_tuned_on(which, expected, monkeypatch, tmp_path):
+    """First answers, which are the harmful ones, or dropped revisions among what is learnt; or --learn that changes nothing."""
     taken = []
-    trace = {"question": "Q?", "answers": ["First.", "Second.", "Third."], "steps": []}
-    monkeypatch.setattr(rlaif, "revise_rounds", lambda *args: ([trace], {}))
+    monkeypatch.setattr(rlaif, "revise_rounds", lambda *args: (TRACES, {}))
+    monkeypatch.setattr(rlaif, "show_trace", lambda trace: None)
     monkeypatch.setattr(rlaif, "answer", lambda model, tokenizer, questions, **options: ["Helpful." for _ in questions])
     monkeypatch.setattr(rlaif.sft, "train", lambda model, tokenizer, conversations, *rest, **options: taken.extend(conversations))
     for name in ("copy_of", "keep"):
         monkeypatch.setattr(rlaif, name, lambda *args: None)
-    args = SimpleNamespace(out=tmp_path, resume=False, rounds=2, seed=0, no_critique=False, all_rounds=all_rounds, sl_epochs=1, sl_lr=1.0)
-    rlaif.supervised_phase(None, None, None, TOKENIZER, None, ["Q?"], ["H?"], ["R."], args)
-    assert taken == [("Q?", a) for a in expected] + [("H?", "Helpful.")]
+    args = SimpleNamespace(out=tmp_path, resume=False, rounds=2, seed=0, no_critique=False, learn=which, sl_epochs=1, sl_lr=1.0)
+    rlaif.supervised_phase(None, None, None, TOKENIZER, None, ["Q?", "R?"], ["H?"], ["R."], args)
+    assert taken == [(e[0] + "?", e[2:]) for e in expected] + [("H?", "Helpful.")]
 
 
 def test_each_round_goes_on_from_the_last_answer(monkeypatch):

@@ -254,7 +254,7 @@ def test_controls_of_rlaif(out, tmp_path, monkeypatch, capsys):
     revisions = data.direct_revisions
     monkeypatch.setattr(data, "direct_revisions", lambda world, n: revisions(world, 20))
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    run("rlaif", tmp_path, "--inputs", str(out), "--constitution", "unseen", "--no-critique", "--hard", "--all-rounds")
+    run("rlaif", tmp_path, "--inputs", str(out), "--constitution", "unseen", "--no-critique", "--hard", "--learn", "all")
     figures = json.loads((tmp_path / "rlaif.json").read_text())
     assert "harm_rlcai_g3" in figures and "harm_rlcai_g2g3" in figures and "harm_rlcai_g1" not in figures
     assert {json.loads(line)["label"] for line in (tmp_path / "rlaif_labels.jsonl").read_text().splitlines()} <= {0.0, 0.5, 1.0}
