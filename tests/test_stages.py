@@ -216,10 +216,10 @@ def test_answers_that_are_all_equally_good(out, tmp_path, monkeypatch):
 
 
 def test_chat_prints_an_answer(out, capsys):
-    """A chat that prints nothing, or the answers of two models without their names."""
-    m.main([str(out / "sft.pt"), "--prompt", "Where does Ann live?", "--max-new", "8", "--temperature", "0", "--device", "cpu"])
+    """A chat that prints nothing, or the answers of two models without their names. (At temperature 3 the tiny model does not end at once.)"""
+    m.main([str(out / "sft.pt"), "--prompt", "Where does Ann live?", "--max-new", "8", "--temperature", "3", "--device", "cpu"])
     one = capsys.readouterr().out
-    m.main([str(out / "pretrain.pt"), str(out / "sft.pt"), "--prompt", "Where does Ann live?", "--max-new", "8", "--temperature", "0", "--device", "cpu"])
+    m.main([str(out / "pretrain.pt"), str(out / "sft.pt"), "--prompt", "Where does Ann live?", "--max-new", "8", "--temperature", "3", "--device", "cpu"])
     two = capsys.readouterr().out.splitlines()
     assert one.strip() and one.strip().splitlines()[0] in "\n".join(two) and any(line.startswith(str(out / "pretrain.pt")) for line in two)
     with pytest.raises(SystemExit, match="nothing.pt not found"):
