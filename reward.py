@@ -19,7 +19,7 @@ import itertools
 import json
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -73,16 +73,24 @@ def sample_answers(model, tokenizer, questions, k, seed, hot=None, fewest=2):
 
 
 def with_strays(world, answered):
-    """Add to each question's answers two that were given to other questions, one of the same sort and one about the same person. The model
-    itself seldom misses the point; but a judge that never read such an answer cannot know that it is a fault, and PPO exploits that."""
+    """Add to each question's answers three that were given to other questions: one of the same sort (facts, how-to), one about the same person, one
+    of the same form (the same verb, or the same attribute of somebody else). The model itself seldom misses the point; but a judge that never
+    read such an answer cannot know that it is a fault, and PPO exploits that. The last kind differs in a name: it has to be checked."""
+    about, form, n = defaultdict(list), defaultdict(list), len(answered)
     asked = [world.parse_question(q) for q, _ in answered]
-    people = [a.person if isinstance(a, data.Act) else a[0] for a in asked]
-    about = {p: [i for i, other in enumerate(people) if other == p] for p in set(people)}
-    strays = []
-    for i, p in enumerate(people):                                # facts and how-to take turns: two further on is the same sort
-        neighbour = about[p][(about[p].index(i) + 1) % len(about[p])]
-        strays.append([answered[j][1][0] for j in ((i + 2) % len(answered), neighbour)])
-    return [(q, list(dict.fromkeys(answers + more))) for (q, answers), more in zip(answered, strays)]
+    keys = [(a.person, a.verb) if isinstance(a, data.Act) else a for a in asked]              # (person, verb or attribute)
+    for i, (person, what) in enumerate(keys):
+        about[person].append(i)
+        form[what].append(i)
+
+    def after(i, pool):                                           # the next question of a pool, in a ring
+        return pool[(pool.index(i) + 1) % len(pool)]
+
+    added = []
+    for i, ((question, answers), (person, what)) in enumerate(zip(answered, keys)):
+        others = (i + 2) % n, after(i, about[person]), after(i, form[what])                   # facts and how-to take turns: i + 2 is of the same sort
+        added.append((question, list(dict.fromkeys(answers + [answered[j][1][0] for j in others]))))
+    return added
 
 
 def annotate(world, answered, seed, taste="polite"):

@@ -240,6 +240,8 @@ def test_some_answers_miss_the_point():
     assert sum(map(any, wrong)) > 180
     person = {q: p.person if isinstance(p := world.parse_question(q), data.Act) else p[0] for q in questions}
     assert sum(any(person[q] in x for x in a[1:]) for q, a in astray) > 150                                # the right person, the wrong fact
+    same_tool = [any(x.split("use")[1] == world.answer(q)[1].split("use")[1] and x != world.answer(q)[1] for x in a[1:] if "use" in x) for q, a in astray[::2]]
+    assert sum(same_tool) > 30                                                                             # the right recipe for somebody else
 
 
 def test_half_of_the_fact_prompts_of_training_are_about_people_in_no_demonstration():
