@@ -211,10 +211,16 @@ def normalise(reward_model, tokenizer, conversations):
     return {"mean": mean, "std": std, "lowest": (raw.min().item() - mean) / std}
 
 
+def expected_calibration_error(predicted, known, bins=10):       # (N,), (N,) -> number
+    """Pairs sorted into bins by the predicted probability; in each, the gap between the mean prediction and what came true (Guo et al. 2017)."""
+    which = (predicted * bins).long().clamp(max=bins - 1)
+    return sum((predicted[which == b] - known[which == b]).sum().abs() for b in range(bins)).item() / len(predicted)
+
+
 def evaluate(reward_model, tokenizer, world, answered, taste="polite"):
     """Held-out answers against what the world knows about the annotator. Accuracy, ceiling (the accuracy of a judge who knows the taste but
-    not the coin) and calibration (mean gap between predicted and known probability) are expectations over all pairs of a question;
-    `correlation` is that of score and gold utility; `longer_wins` the mean predicted probability that the longer of two equally good
+    not the coin) and `calibration_error` (mean gap, pair by pair, between predicted and known probability) are expectations over all pairs of
+    a question; `ece` is the gap by bins, in which errors of pairs cancel; `correlation` is that of score and gold utility; `longer_wins` the mean predicted probability that the longer of two equally good
     answers wins: above 0.5, length alone is rewarded."""
     predicted, known, longer, scores, utilities = [], [], [], [], []
     for question, answers in answered:
@@ -231,6 +237,7 @@ def evaluate(reward_model, tokenizer, world, answered, taste="polite"):
     predicted, known = torch.cat(predicted), torch.cat(known)
     return {"accuracy": torch.where(predicted > 0.5, known, 1 - known).mean().item(), "ceiling": torch.maximum(known, 1 - known).mean().item(),
             "calibration_error": (predicted - known).abs().mean().item(), "pairs_heldout": len(known),
+            "ece": expected_calibration_error(predicted, known),
             "correlation": torch.corrcoef(torch.stack([torch.cat(scores), torch.cat(utilities)]))[0, 1].item(),
             "longer_wins": torch.cat(longer).mean().item()}
 
@@ -377,7 +384,7 @@ def main(argv=None):
         figures |= evaluate(reward_model, tokenizer, world, tests, args.annotator)
         figures["share_of_ceiling"] = (figures["accuracy"] - 0.5) / max(figures["ceiling"] - 0.5, 1e-9)
         print(f"\nheld-out pairs: accuracy {figures['accuracy']:.3f} (chance 0.500, ceiling {figures['ceiling']:.3f})   "
-              f"calibration error {figures['calibration_error']:.3f}   correlation with gold {figures['correlation']:.3f}   "
+              f"calibration error {figures['calibration_error']:.3f}, by bins {figures['ece']:.3f}   correlation with gold {figures['correlation']:.3f}   "
               f"the longer of two equals wins {figures['longer_wins']:.3f}")
     else:
         figures |= agreement(reward_model, tokenizer, tests)

@@ -256,3 +256,11 @@ def test_labels_of_dialogues_come_back(tmp_path):
     turns = [("user", "Who?"), ("assistant", "Ann."), ("user", "Where?")]
     reward.write_preferences(tmp_path / "p.jsonl", [(turns, ["Here.", "There."], [(0, 1, 0.0)])])
     assert data.read_preferences(tmp_path / "p.jsonl")[0] == [(turns, "There.", "Here.")]
+
+
+def test_calibration_by_bins_by_hand():
+    """Errors of opposite sign that do not cancel within a bin, or bins that count alike however many pairs they hold."""
+    predicted, known = torch.tensor([0.62, 0.68, 0.95, 1.0]), torch.tensor([0.72, 0.60, 0.85, 0.70])
+    # bin .6-.7: |0.62 + 0.68 - 0.72 - 0.60| = 0.02; bin .9-1: |0.95 + 1.0 - 0.85 - 0.70| = 0.40; over 4 pairs
+    assert reward.expected_calibration_error(predicted, known) == pytest.approx(0.42 / 4)
+    assert reward.expected_calibration_error(known, known) == 0
