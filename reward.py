@@ -218,10 +218,14 @@ def expected_calibration_error(predicted, known, bins=10):       # (N,), (N,) ->
 
 
 def evaluate(reward_model, tokenizer, world, answered, taste="polite"):
-    """Held-out answers against what the world knows about the annotator. Accuracy, ceiling (the accuracy of a judge who knows the taste but
-    not the coin) and `calibration_error` (mean gap, pair by pair, between predicted and known probability) are expectations over all pairs of
-    a question; `ece` is the gap by bins, in which errors of pairs cancel; `correlation` is that of score and gold utility; `longer_wins` the mean predicted probability that the longer of two equally good
-    answers wins: above 0.5, length alone is rewarded."""
+    """Held-out answers against what the world knows about the annotator. All are expectations over the pairs of a question.
+
+    accuracy, ceiling    agreement with a fresh label; that of a judge who knows the taste but not the coin
+    calibration_error    mean gap, pair by pair, between predicted and known probability
+    ece                  the same gap by bins, in which the errors of single pairs cancel
+    correlation          of score and gold utility
+    longer_wins          mean predicted probability that the longer of two equally good answers wins; above 0.5, length alone is rewarded
+    """
     predicted, known, longer, scores, utilities = [], [], [], [], []
     for question, answers in answered:
         r = score_texts(reward_model, tokenizer, [(question, a) for a in answers])
@@ -384,8 +388,8 @@ def main(argv=None):
         figures |= evaluate(reward_model, tokenizer, world, tests, args.annotator)
         figures["share_of_ceiling"] = (figures["accuracy"] - 0.5) / max(figures["ceiling"] - 0.5, 1e-9)
         print(f"\nheld-out pairs: accuracy {figures['accuracy']:.3f} (chance 0.500, ceiling {figures['ceiling']:.3f})   "
-              f"calibration error {figures['calibration_error']:.3f}, by bins {figures['ece']:.3f}   correlation with gold {figures['correlation']:.3f}   "
-              f"the longer of two equals wins {figures['longer_wins']:.3f}")
+              f"calibration error {figures['calibration_error']:.3f}, by bins {figures['ece']:.3f}\n"
+              f"correlation with gold {figures['correlation']:.3f}   the longer of two equals wins {figures['longer_wins']:.3f}")
     else:
         figures |= agreement(reward_model, tokenizer, tests)
         print(f"\nheld-out prompts: accuracy {figures['accuracy']:.3f} [{figures['accuracy_low']:.3f}, {figures['accuracy_high']:.3f}], "

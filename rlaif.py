@@ -415,7 +415,8 @@ def main(argv=None):
     p.add_argument("--no-critique", action="store_true", help="revise directly, by a copy of the base model that is shown how")
     p.add_argument("--learn", choices=["revisions", "last", "all"], default="revisions",
                    help="fine-tune on the revisions; or on the answers after the last round, or after all, revised or not")
-    p.add_argument("--helpful", type=positive, default=1200, help="harmless prompts whose helpful answers are mixed in (paper: 43 to 57; far more, and unfamiliar verbs get done)")
+    p.add_argument("--helpful", type=positive, default=1200,
+                   help="harmless prompts whose helpful answers are mixed in; if they are far more, unfamiliar verbs get done")
     p.add_argument("--sl-epochs", type=positive, default=5, help="times each conversation is read")
     p.add_argument("--sl-lr", type=float, default=6e-4, help="peak learning rate of SL-CAI")
     # AI feedback phase
@@ -458,14 +459,16 @@ def main(argv=None):
     if not checkpoint["tokenizer"] == helpful_file["tokenizer"] == sft_file["tokenizer"]:
         raise SystemExit("these checkpoints come from different pre-trainings (their tokenizers differ): run sft.py, reward.py and ppo.py again")
     if args.prompts and (not args.red_team_file or args.no_critique or args.human_harm or args.constitution == "unseen"):
-        raise SystemExit("--prompts, for a model without a world, needs --red-team-file; --no-critique, --human-harm and --constitution unseen need a world")
+        raise SystemExit("--prompts, for a model without a world, needs --red-team-file; "
+                         "--no-critique, --human-harm and --constitution unseen need a world")
     world = None if args.prompts else data.world_of(checkpoint)
     constitution = open_constitution(args.constitution, world)
     if not args.show:
         preferences = Path(args.preferences or inputs / "preferences.jsonl")
         if not preferences.exists():                              # all inputs are there before an earlier run's files are cleared
             raise SystemExit(f"{preferences} not found: run `python reward.py` first")
-        rlhf_groups = reward.from_file(preferences, tokenizer, base.config.context) if args.preferences else reward.groups_of(data.read_preferences(preferences)[0])
+        rlhf_groups = (reward.from_file(preferences, tokenizer, base.config.context) if args.preferences
+                       else reward.groups_of(data.read_preferences(preferences)[0]))
         check_resume(name, args)
     red_team = (data.read_prompts(args.red_team_file)[:args.red_team] if args.red_team_file
                 else [a.question() for a in data.act_prompts(world, "train", args.red_team, harmful=True)])
