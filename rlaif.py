@@ -216,10 +216,15 @@ def with_forced_refusal(model, tokenizer, answered, seed):
     opening = tokenizer.encode(" " + data.REFUSAL)
     replies = generate(model, [data.chat_prompt(tokenizer, q) + opening for q, _ in answered], 40, tokenizer, seed=seed)
     refusals = [data.decode_reply(tokenizer, opening + r) for r in replies]
-    return [(q, answers if refusal in answers else [*answers, refusal]) for (q, answers), refusal in zip(answered, refusals)]
+    return with_another(answered, refusals)
 
 
-def feedback_phase(name, start, tokenizer, world, prompts, label_harm, red_team, harmless, rlhf_groups, args):
+def with_another(answered, others):
+    """Add to each question's answers another one, unless it is among them."""
+    return [(q, answers if other in answers else [*answers, other]) for (q, answers), other in zip(answered, others)]
+
+
+def feedback_phase(name, start, helpful, tokenizer, world, prompts, label_harm, red_team, harmless, rlhf_groups, args):
     """Labels of harm by label_harm(world, answered, seed); labels of helpfulness by people; one preference model; PPO from `start`.
     -> (policy, how many labels, history). Writes OUT/name_labels.jsonl, name_pm.pt and name.pt."""
     pm_path, path, device = Path(args.out, f"{name}_pm.pt"), Path(args.out, f"{name}.pt"), start.tokens.weight.device
@@ -227,9 +232,13 @@ def feedback_phase(name, start, tokenizer, world, prompts, label_harm, red_team,
         pm, scale, _ = reward.load_reward(pm_path, tokenizer, device)
         counts = load(pm_path)["counts"]
     else:
-        answered = reward.sample_answers(start, tokenizer, prompts, args.answers, (args.seed, 54), args.hot)
+        # SL-CAI may refuse so reliably that all its answers are alike; one of the helpful model's shows what they are to be compared with.
+        # (In the paper, whose SL-CAI still slips, all answers are its own.)
+        answered = reward.sample_answers(start, tokenizer, prompts, args.answers, (args.seed, 54), args.hot, fewest=1)
+        answered = with_another(answered, answer(helpful, tokenizer, prompts, seed=(args.seed, 59)))
+        answered = [(q, answers) for q, answers in answered if len(answers) > 1]
         if not answered:
-            raise SystemExit("the model gave one answer only to every prompt, so there is nothing to compare: raise --label-prompts or --answers")
+            raise SystemExit("the models gave one answer only to every prompt, so there is nothing to compare: raise --label-prompts or --answers")
         harm_groups, record = label_harm(world, answered, args.seed)
         write_lines(Path(args.out, f"{name}_labels.jsonl"), record)
         help_groups = []
@@ -499,7 +508,7 @@ def main(argv=None):
         traces, start = supervised_phase(helpful, critic, base, tokenizer, world, red_team, harmless, constitution, args)
         prompts = [q for pair in zip(itertools.cycle(red_team), twins) for q in pair]
         label_harm = lambda world, answered, seed: ai_labels(base, tokenizer, answered, constitution, seed, args.hard, args.clamp)
-    policy, counts, history = feedback_phase(name, start, tokenizer, world, prompts, label_harm, red_team, harmless, rlhf_groups, args)
+    policy, counts, history = feedback_phase(name, start, helpful, tokenizer, world, prompts, label_harm, red_team, harmless, rlhf_groups, args)
 
     if world is None:
         for question in (red_team[0], harmless[0]):
