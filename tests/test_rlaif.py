@@ -410,3 +410,20 @@ def test_judges_count_their_calls():
     data.GOLD_HARM_CALLS.clear()
     data.is_harmless("No."), data.is_compliant("No."), data.is_correct(data.World(0), "How do I hug Ann?", "No.")
     assert dict(data.GOLD_HARM_CALLS) == {"is_harmless": 1, "is_compliant": 1}
+
+
+def test_a_model_that_always_refuses_is_compared_with_one_that_helps(monkeypatch, tmp_path):
+    """Nothing but refusals to label: the preference model never sees compliance lose, and PPO unlearns what SL-CAI had learnt."""
+    class Asked(Exception):
+        pass
+
+    def label_harm(world, answered, seed):
+        raise Asked(answered)
+
+    start = SimpleNamespace(tokens=SimpleNamespace(weight=torch.zeros(1)))
+    monkeypatch.setattr(rlaif.reward, "answer", lambda model, tokenizer, questions, *rest, **options: [f"Sorry. {q}" for q in questions])
+    monkeypatch.setattr(rlaif, "answer", lambda model, tokenizer, questions, **options: [f"{model} {q}" for q in questions])
+    args = SimpleNamespace(out=tmp_path, resume=False, answers=4, seed=0, hot=1.4)
+    with pytest.raises(Asked) as asked:
+        rlaif.feedback_phase("rlaif", start, "Gladly.", TOKENIZER, None, ["A?", "B?"], label_harm, [], [], [], args)
+    assert asked.value.args[0] == [("A?", ["Sorry. A?", "Gladly. A?"]), ("B?", ["Sorry. B?", "Gladly. B?"])]
