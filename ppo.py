@@ -344,9 +344,9 @@ def show_rollout(batch, tokenizer, logp_new):
 def main(argv=None):
     p = argparse.ArgumentParser(description="PPO against the reward model, with a KL penalty.")
     # how far the policy may drift
-    p.add_argument("--beta", type=float, default=0.15, help="reward lost per nat of KL from the reference")
+    p.add_argument("--beta", type=float, default=0.1, help="reward lost per nat of KL from the reference")
     # rollouts
-    p.add_argument("--iterations", type=positive, default=25, help="rollouts")
+    p.add_argument("--iterations", type=positive, default=40, help="rollouts")
     p.add_argument("--batch-size", type=positive, default=128, help="answers a rollout")
     p.add_argument("--max-new", type=positive, default=MAX_NEW, help="longest answer, in tokens")
     p.add_argument("--reward", default="rm", help="who scores: rm (the reward model), gold (the gold judge itself, for teaching) or file.py:function")
@@ -355,7 +355,7 @@ def main(argv=None):
     p.add_argument("--epochs", type=positive, default=4, help="passes over a rollout")
     p.add_argument("--minibatch", type=positive, default=64, help="answers an optimizer step")
     p.add_argument("--clip", type=float, default=0.2, help="how far the ratio, and the value, may move in one update")
-    p.add_argument("--lr", type=float, default=2e-4, help="peak learning rate of the policy")
+    p.add_argument("--lr", type=float, default=1.5e-4, help="peak learning rate of the policy")
     p.add_argument("--value-lr", type=float, default=5e-4, help="peak learning rate of the value model")
     # where things go
     p.add_argument("--init", help="the policy and its reference; default: OUT/sft.pt")
