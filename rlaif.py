@@ -2,7 +2,7 @@
 
     1. SL-CAI   the helpful model answers red-team prompts;  critique -> revision, a principle drawn each round;
                 the pre-trained model is fine-tuned on what comes out, together with helpful answers to harmless prompts
-    2. RL-CAI   SL-CAI answers each prompt several times;  the AI says which of two answers a principle prefers:
+    2. RL-CAI   SL-CAI answers each prompt several times, the helpful model once;  the AI says which of two answers a principle prefers:
                     label = P("A") / (P("A") + P("B")),  averaged over both orders of the options
                 a preference model learns from these labels and from human labels of helpfulness; PPO does the rest
 
