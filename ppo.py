@@ -80,7 +80,8 @@ def value_loss(values_new, values_old, returns, mask, clip=0.2):
 
 
 def kl_estimates(logp, logp_ref):
-    """Two estimators of KL(policy || reference) from the policy's own samples (Schulman 2020): k1 is unbiased, k3 never negative."""
+    """Two unbiased estimators of KL(policy || reference) from the policy's own samples (Schulman 2020): k1 is the log-ratio, negative for many
+    a sample; k3 adds a term of mean 0 that makes it never negative."""
     return logp - logp_ref, (logp_ref - logp).exp() - 1 - (logp_ref - logp)
 
 
@@ -94,13 +95,15 @@ def exact_kl(logits, logits_ref):                                 # (..., V) x 2
 
 @torch.no_grad()
 def rollout(policy, reference, value, tokenizer, questions, score_answers, beta, max_new, missing_eos, minibatch, seed, gamma=1.0, lam=0.95):
-    """The policy answers; reference, reward and value model judge -> a dict of all that the update needs: tensors (B, R) but for what the names say.
+    """The policy answers; reference, reward and value model judge -> a dict of all that the update needs. (B, R): mask, logp, logp_ref,
+    values, rewards, advantages, returns, entropy. (B, T): tokens, segments. (B,): scores, ended, kl (summed over the answer). `parts`: minibatches.
 
-    `score_answers(questions, replies)` -> scores (B,). An answer that does not end gets `missing_eos` instead, since the
-    reward model has never seen an unfinished one.
+    `score_answers(questions, replies)` -> scores (B,). An answer that does not end gets `missing_eos` instead: every answer that the
+    reward model has read was closed by an end-of-text, and that is where its score is read.
     """
     began = time.perf_counter()
     prompts = [data.chat_prompt(tokenizer, q) for q in questions]
+    # temperature 1, no top-k, no top-p: any other sampling is not what is scored below, the usual cause of a "negative KL"
     replies = generate(policy, prompts, max_new, tokenizer, seed=seed)
     sampled = time.perf_counter()
     device = policy.tokens.weight.device
@@ -123,7 +126,7 @@ def rollout(policy, reference, value, tokenizer, questions, score_answers, beta,
     rewards = token_rewards(logp, logp_ref, mask, scores, beta)
     advantages, returns = advantages_and_returns(rewards, values, mask, gamma, lam)
     return dict(tokens=tokens, segments=segments, mask=mask, parts=parts, logp=logp, logp_ref=logp_ref, values=values, rewards=rewards,
-                advantages=advantages, returns=returns, scores=scores, ended=ended, kl=(kl * mask).sum(1), entropy=entropy * mask, replies=replies,
+                advantages=advantages, returns=returns, scores=scores, ended=ended, kl=(kl * mask).sum(1).cpu(), entropy=entropy * mask, replies=replies,
                 seconds={"rollout": sampled - began, "score": time.perf_counter() - sampled})
 
 
@@ -135,7 +138,9 @@ def update(policy, value, optimizer, batch, epochs, clip, max_approx_kl=0.2):
         logp_new = token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
         values_new = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
         logratio = (logp_new - logp_old).detach() * mask
-        if step == 0 and not logratio.abs().max() <= 1e-4:        # most PPO bugs ever reported show here: padding, positions, temperature, dropout
+        # Old and new scores have to be one computation: this catches dropout, another mask or batch, a policy that has moved. It does not see
+        # the sampler: that tokens are drawn from the distribution that is scored is tested in tests/test_ppo.py and tests/test_model.py
+        if step == 0 and not logratio.abs().max() <= 1e-4:
             raise AssertionError(f"the ratio should be 1 before the first step, but a log-ratio is {logratio.abs().max():.2g}")
         # samples are the old policy's, so this is k3 of KL(old || new): ratio - 1 - log ratio
         approx_kl = masked_mean(kl_estimates(-logratio, torch.zeros_like(logratio))[1], mask).item()
@@ -150,7 +155,7 @@ def update(policy, value, optimizer, batch, epochs, clip, max_approx_kl=0.2):
         optimizer.step()
         clipped = masked_mean(((logratio.exp() - 1).abs() > clip).float(), mask).item()
         stats.append({"policy_loss": loss_p.item(), "value_loss": loss_v.item(), "approx_kl": approx_kl, "clipfrac": clipped})
-    return {k: float(np.mean([s[k] for s in stats])) for k in stats[0]}
+    return {k: float(np.mean([s[k] for s in stats])) for k in stats[0]} | {"optimizer_steps": len(stats)}      # fewer than usual: stopped early
 
 
 def train(policy, reference, value, tokenizer, questions_at, score_answers, args, missing_eos, gold=None, desc="ppo", progress=None, settings=None):
@@ -291,12 +296,12 @@ def tilt(scores, beta):                                           # (Q, N) -> KL
     return (w * (len(scores[0]) * w).clamp(min=1e-30).log()).sum(-1), (w * scores).sum(-1), 1 / (w ** 2).sum(-1)
 
 
-def measure(policy, reference, base, tokenizer, world, reward_model, scale, taste, max_new, n_prompts, n, out, seed):
+def measure(policy, reference, base, tokenizer, world, reward_model, scale, taste, n_prompts, n, out, seed):
     """PPO against the exact frontier, and the ladder of win rates. No training: everything is sampled from the finished models."""
     questions = reward_stage.preference_prompts(world, "test", n_prompts)
     texts, scores, gold = reward_stage.reference_samples(reference, tokenizer, world, questions, n, (seed, 44), reward_model, scale, taste)
     scorer = reward_model_scorer(reward_model, scale, tokenizer)
-    batches = [rollout(policy, reference, reward_model, tokenizer, questions, scorer, 0.0, max_new, scale["lowest"] - 1, 64, (seed, 45, i))
+    batches = [rollout(policy, reference, reward_model, tokenizer, questions, scorer, 0.0, MAX_NEW, scale["lowest"] - 1, 64, (seed, 45, i))
                for i in range(8)]                                 # the reward model in the value model's place: its values are not used
     kl, score = (torch.stack([b[name] for b in batches]).mean().item() for name in ("kl", "scores"))
 
@@ -348,7 +353,7 @@ def main(argv=None):
     # rollouts
     p.add_argument("--iterations", type=positive, default=40, help="rollouts")
     p.add_argument("--batch-size", type=positive, default=128, help="answers a rollout")
-    p.add_argument("--max-new", type=positive, default=MAX_NEW, help="longest answer, in tokens")
+    p.add_argument("--max-new", type=positive, default=MAX_NEW, help="longest answer of a rollout, in tokens; tables at the end have a limit of their own")
     p.add_argument("--reward", default="rm", help="who scores: rm (the reward model), gold (the gold judge itself, for teaching) or file.py:function")
     p.add_argument("--prompts", help="a file of prompts, for a model without a world; default: the world's questions")
     # the update
@@ -391,7 +396,7 @@ def main(argv=None):
         value = ScalarModel(copy_of(policy)).to(device)
     if args.measure:
         ppo, base = load_gpt(out / "ppo.pt", "ppo.py", device)[0], load_gpt(out / "pretrain.pt", "pretrain.py", device)[0]
-        return measure(ppo, reference, base, tokenizer, world, reward_model, scale, taste or "polite", args.max_new, 400, 256, out, args.seed)
+        return measure(ppo, reference, base, tokenizer, world, reward_model, scale, taste or "polite", 400, 256, out, args.seed)
 
     def questions_at(step):
         return [pool[i] for i in np.random.default_rng([args.seed, 5, step]).integers(0, len(pool), args.batch_size)]
@@ -430,7 +435,7 @@ def main(argv=None):
           "seconds an iteration: " + ", ".join(f"{part} {s:.2f}" for part, s in seconds.items()))
     for question, before, after in samples[:3]:
         print(f"\n{question}\n  before: {before}\n  after:  {after}")
-    print(f"\nwrote {out / 'ppo.pt'}; next: python rlaif.py" + ("" if world else " --prompts FILE --red-team-file FILE"))
+    print(f"\nwrote {out / 'ppo.pt'}; next: python rlaif.py" + ("" if world else " --prompts FILE --red-team-file FILE --preferences FILE"))
 
 
 if __name__ == "__main__":

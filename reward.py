@@ -12,7 +12,8 @@ themselves. The reward model sees only the labels, never u.
     python reward.py --data FILE          preferences from a file instead (prompt / chosen / rejected, or HH-RLHF's)
     python reward.py --best-of 256        no training: what the reward model picks among n answers, and what that is worth
 
-Watch: accuracy leaves 0.50 and climbs towards the annotator's own consistency (printed as "ceiling").
+Watch: in the bar, loss starts near ln 2 = 0.69 and `agree` near 0.50; the loss cannot reach 0, for annotators disagree with themselves. At
+the end, accuracy on held-out pairs stands beside the annotator's own consistency ("ceiling").
 """
 import argparse
 import itertools
@@ -360,7 +361,9 @@ def main(argv=None):
     else:
         if len(groups) < 20:
             raise SystemExit(f"{len(groups)} labelled prompts are too few: a tenth is held out, and 20 are the least")
-        write, groups, tests = groups, groups[len(groups) // 10:], groups[:len(groups) // 10]
+        write = groups
+        groups = random.Random(f"held out {args.seed}").sample(groups, len(groups))           # a file may be sorted by subject
+        tests, groups = groups[:len(groups) // 10], groups[len(groups) // 10:]
     n_pairs = sum(len(pairs) for _, _, pairs in groups)
     print(f"{device}, {n_pairs} labelled pairs of {sum(len(a) for _, a, _ in groups)} different answers to {len(groups)} prompts")
     if not args.data and rank() == 0:

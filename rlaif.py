@@ -16,7 +16,8 @@ It is RLHF with one letter changed, and the code shows it: sft.train, reward.tra
     python rlaif.py --constitution unseen --inputs out --out out/unseen      rules that no document shows (or: a file of your own)
 
 Who does what: the helpful model (ppo.pt) answers red-team prompts; the base model (pretrain.pt) critiques, revises and judges, a skill
-it has from pre-training documents about other cases; the gold judges of data.py only look on, when all training is over.
+it has from pre-training documents about other cases. The gold judges of harm only look on, when all training is over; the gold
+utility plays the human annotator of helpfulness, as in reward.py.
 
 Watch: each round about halves the harm, since a principle covers about half the kinds of harm. The final model refuses,
 says whom the deed would hurt and how, offers something better, and still answers every harmless question.
@@ -64,15 +65,15 @@ def open_constitution(which=None, world=None):
 
 
 def questions_that_fit(tokenizer, context, principles, questions):
-    """The questions that leave room for the longest principle, two answers of 48 tokens in a comparison; stops where none does."""
+    """The questions that leave room for the longest principle, two answers of 48 tokens and a thought of 40 in a comparison; stops where none does."""
     longest = max(principles, key=lambda r: len(tokenizer.encode(" " + r)))
-    room = context - 2 * 48 - 2 - len(tokenizer.encode(f" Request: Rule: {longest} Answer (A): Answer (B): Thought:"))      # 2: end-of-text, a word
+    room = context - 2 * 48 - 40 - 1 - len(tokenizer.encode(f" Request: Rule: {longest} Answer (A): Answer (B): Thought:"))      # 1: end-of-text
     fit = [q for q in questions if len(tokenizer.encode(" " + q)) <= room]
     if not fit:
         raise SystemExit(f"no request fits the context of {context} tokens beside two answers and the principle {longest[:50]!r}... "
                          f"({len(tokenizer.encode(' ' + longest))} tokens): shorten it, or pre-train with a larger --context")
     if len(fit) < len(questions):
-        print(f"{len(questions) - len(fit)} red-team prompts skipped: longer than the {room} tokens that the context has left for them")
+        print(f"{len(questions) - len(fit)} prompts skipped: longer than the {room} tokens that the context has left for them")
     return fit
 
 
@@ -80,7 +81,8 @@ def questions_that_fit(tokenizer, context, principles, questions):
 # Phase 1: critique and revision
 
 def critique_and_revise(critic, tokenizer, questions, answers, principles, seed, direct=False):
-    """One round -> [(critique, revision)], sampled at temperature 1. The revision is None where no fault was found. `direct`: no critique."""
+    """One round -> [(critique, revision)], sampled at temperature 1. The revision is None where no fault was found. `direct`: no critique.
+    The paper asks twice, for a critique and for a revision; our critic has learnt one form of document and writes both in one go."""
     cases = [f"Request: {q} Answer: {a} Rule: {r}" for q, a, r in zip(questions, answers, principles)]
     prompts = [data.chat_prompt(tokenizer, c) if direct else [tokenizer.eot, *tokenizer.encode(f" {c} Critique:")] for c in cases]
     steps = []
@@ -274,7 +276,7 @@ def feedback_phase(name, start, helpful, tokenizer, world, prompts, label_harm, 
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# Evaluation by the gold judges, which nothing above calls
+# Evaluation by the gold judges; those of harm are called by nothing above
 
 def mean_by(keys, values):
     """{key: mean of its values}"""
@@ -418,7 +420,8 @@ def main(argv=None):
     p.add_argument("--constitution", help="unseen (rules that no document shows), or a file: one principle a line, or JSON; default: the one above")
     p.add_argument("--red-team-file", help="your own red-team prompts, one a line or JSON (data.read_prompts); default: the world's")
     p.add_argument("--prompts", help="your own harmless prompts, likewise, for a model without a world: nothing is then judged at the end")
-    p.add_argument("--preferences", help="human labels of helpfulness, a file as for reward.py --data; default: INPUTS/preferences.jsonl")
+    p.add_argument("--preferences", help="human labels of helpfulness, a file as for reward.py --data; default: INPUTS/preferences.jsonl "
+                   "(new labels are the polite annotator's)")
     p.add_argument("--red-team", type=positive, default=1500, help="red-team prompts to answer, critique and revise")
     p.add_argument("--rounds", type=int, default=4, help="rounds of critique and revision")
     p.add_argument("--no-critique", action="store_true", help="revise directly, by a copy of the base model that is shown how")
@@ -475,7 +478,7 @@ def main(argv=None):
     if not args.show:
         preferences = Path(args.preferences or inputs / "preferences.jsonl")
         if not preferences.exists():                              # all inputs are there before an earlier run's files are cleared
-            raise SystemExit(f"{preferences} not found: run `python reward.py` first")
+            raise SystemExit(f"{preferences} not found: run `python reward.py` first, or name a file of your own with --preferences FILE")
         rlhf_groups = (reward.from_file(preferences, tokenizer, base.config.context) if args.preferences
                        else reward.groups_of(data.read_preferences(preferences)[0]))
         check_resume(name, args)
@@ -485,7 +488,8 @@ def main(argv=None):
     harmless = reward.preference_prompts(world, "train", args.helpful) if world else data.read_prompts(args.prompts)[:args.helpful]
     harmless = ppo.prompts_that_fit(harmless, tokenizer, base.config.context - args.max_new)
     half = args.label_prompts // 2
-    twins = [a.question() for a in data.act_prompts(world, "train", half, harmful=False)] if world else harmless[:half]
+    twins = ([a.question() for a in data.act_prompts(world, "train", half, harmful=False)] if world
+             else questions_that_fit(tokenizer, base.config.context, constitution, harmless)[:half])
     print(f"{device}, {len(constitution)} principles, {len(red_team)} red-team prompts, {args.rounds} rounds")
     critic = base
     if args.no_critique:                                          # a form that the base model never saw: it would write the critique first
