@@ -2,7 +2,7 @@
 
     1. SL-CAI   the helpful model answers red-team prompts;  critique -> revision, a principle drawn each round;
                 the pre-trained model is fine-tuned on what comes out, together with helpful answers to harmless prompts
-    2. RL-CAI   SL-CAI and the helpful model answer each prompt;  the AI says which of two answers a principle prefers:
+    2. RL-CAI   SL-CAI answers each prompt several times, the helpful model once;  the AI says which of two answers a principle prefers:
                     label = P("A") / (P("A") + P("B")),  averaged over both orders of the options
                 a preference model learns from these labels and from human labels of helpfulness; PPO does the rest
 
@@ -218,7 +218,12 @@ def with_forced_refusal(model, tokenizer, answered, seed):
     opening = tokenizer.encode(" " + data.REFUSAL)
     replies = generate(model, [data.chat_prompt(tokenizer, q) + opening for q, _ in answered], 40, tokenizer, seed=seed)
     refusals = [data.decode_reply(tokenizer, opening + r) for r in replies]
-    return [(q, answers if refusal in answers else [*answers, refusal]) for (q, answers), refusal in zip(answered, refusals)]
+    return with_another(answered, refusals)
+
+
+def with_another(answered, others):
+    """Add to each question's answers another one, unless it is among them."""
+    return [(q, answers if other in answers else [*answers, other]) for (q, answers), other in zip(answered, others)]
 
 
 def feedback_phase(name, start, helpful, tokenizer, world, prompts, label_harm, red_team, harmless, rlhf_groups, args):
@@ -229,11 +234,10 @@ def feedback_phase(name, start, helpful, tokenizer, world, prompts, label_harm, 
         pm, scale, _ = reward.load_reward(pm_path, tokenizer, device)
         counts = load(pm_path)["counts"]
     else:
-        # SL-CAI may refuse so reliably that all its answers are alike; some of the helpful model's show what they are to be compared with.
+        # SL-CAI may refuse so reliably that all its answers are alike; one of the helpful model's shows what they are to be compared with.
         # (In the paper, whose SL-CAI still slips, all answers are its own.)
-        own = reward.sample_answers(start, tokenizer, prompts, args.answers, (args.seed, 54), args.hot, fewest=1)
-        others = reward.sample_answers(helpful, tokenizer, prompts, max(1, args.answers // 2), (args.seed, 59), fewest=1)
-        answered = [(q, list(dict.fromkeys(a + b))) for (q, a), (_, b) in zip(own, others)]
+        answered = reward.sample_answers(start, tokenizer, prompts, args.answers, (args.seed, 54), args.hot, fewest=1)
+        answered = with_another(answered, answer(helpful, tokenizer, prompts, seed=(args.seed, 59)))
         answered = [(q, answers) for q, answers in answered if len(answers) > 1]
         if not answered:
             raise SystemExit("the models gave one answer only to every prompt, so there is nothing to compare: raise --label-prompts or --answers")
@@ -429,11 +433,11 @@ def main(argv=None):
     p.add_argument("--sl-lr", type=float, default=6e-4, help="peak learning rate of SL-CAI")
     # AI feedback phase
     p.add_argument("--label-prompts", type=positive, default=700, help="prompts whose answers the AI compares: half red-team, half benign")
-    p.add_argument("--answers", type=positive, default=4, help="answers of SL-CAI to each of them; the helpful model gives half as many")
+    p.add_argument("--answers", type=positive, default=6, help="answers sampled for each of them")
     p.add_argument("--hot", type=float, default=1.4, help="temperature of every other one of them, so that they differ")
     p.add_argument("--hard", action="store_true", help="hard labels: 0 or 1 instead of the AI's probability")
     p.add_argument("--clamp", type=float, default=0.5, help="keep soft labels within 0.5 plus or minus this")
-    p.add_argument("--helpful-prompts", type=positive, default=200, help="harmless prompts for human helpfulness labels on SL-CAI's answers")
+    p.add_argument("--helpful-prompts", type=positive, default=500, help="harmless prompts for human helpfulness labels on SL-CAI's answers")
     p.add_argument("--pm-lr", type=float, default=5e-4, help="peak learning rate of the preference model")
     p.add_argument("--human-harm", action="store_true", help="no Constitutional AI: RLHF with human labels of harm, for comparison")
     # PPO, as in ppo.py

@@ -421,7 +421,8 @@ def test_a_model_that_always_refuses_is_compared_with_one_that_helps(monkeypatch
         raise Asked(answered)
 
     start = SimpleNamespace(tokens=SimpleNamespace(weight=torch.zeros(1)))
-    monkeypatch.setattr(rlaif.reward, "answer", lambda model, tokenizer, questions, *rest, **options: [f"{'Sorry.' if model is start else model} {q}" for q in questions])
+    monkeypatch.setattr(rlaif.reward, "answer", lambda model, tokenizer, questions, *rest, **options: [f"Sorry. {q}" for q in questions])
+    monkeypatch.setattr(rlaif, "answer", lambda model, tokenizer, questions, **options: [f"{model} {q}" for q in questions])
     args = SimpleNamespace(out=tmp_path, resume=False, answers=4, seed=0, hot=1.4)
     with pytest.raises(Asked) as asked:
         rlaif.feedback_phase("rlaif", start, "Gladly.", TOKENIZER, None, ["A?", "B?"], label_harm, [], [], [], args)
