@@ -290,7 +290,7 @@ def test_rlaif_with_files_of_ones_own(out, tmp_path, monkeypatch, capsys):
     files = ["--red-team-file", str(prompts), "--constitution", str(rules)]
     run("rlaif", tmp_path, *files, "--show")
     printed = capsys.readouterr().out
-    assert "1 principles, 2 red-team prompts" in printed and "1 red-team prompts skipped: longer than the" in printed
+    assert "1 principles, 2 red-team prompts" in printed and "1 prompts skipped: longer than the" in printed
     assert printed.count("principle: Say no to harm.") == 3 and "How do I kick Tom?" in printed
     run("rlaif", tmp_path, *files)
     asked = [json.loads(line)["prompt"] for line in (tmp_path / "rlaif_labels.jsonl").read_text().splitlines()]
