@@ -313,7 +313,7 @@ def test_all_five_stages_without_a_world(tmp_path, monkeypatch, capsys):
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     file = {name.split(".")[0]: str(tmp_path / name) for name in files}
-    run("pretrain", tmp_path, "--data", file["text"], "--vocab-size", "300", "--context", "192")
+    run("pretrain", tmp_path, "--data", file["text"], "--vocab-size", "300", "--context", "256")
     run("sft", tmp_path, "--data", file["talks"])
     run("reward", tmp_path, "--data", file["pairs"])
     run("ppo", tmp_path, "--prompts", file["prompts"])
