@@ -126,7 +126,8 @@ def rollout(policy, reference, value, tokenizer, questions, score_answers, beta,
     rewards = token_rewards(logp, logp_ref, mask, scores, beta)
     advantages, returns = advantages_and_returns(rewards, values, mask, gamma, lam)
     return dict(tokens=tokens, segments=segments, mask=mask, parts=parts, logp=logp, logp_ref=logp_ref, values=values, rewards=rewards,
-                advantages=advantages, returns=returns, scores=scores, ended=ended, kl=(kl * mask).sum(1).cpu(), entropy=entropy * mask, replies=replies,
+                advantages=advantages, returns=returns, scores=scores, ended=ended, entropy=entropy * mask, replies=replies,
+                kl=(kl * mask).sum(1).cpu(),                      # .cpu() waits for a GPU, so that the seconds below are honest
                 seconds={"rollout": sampled - began, "score": time.perf_counter() - sampled})
 
 
@@ -139,7 +140,7 @@ def update(policy, value, optimizer, batch, epochs, clip, max_approx_kl=0.2):
         values_new = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
         logratio = (logp_new - logp_old).detach() * mask
         # Old and new scores have to be one computation: this catches dropout, another mask or batch, a policy that has moved. It does not see
-        # the sampler: that tokens are drawn from the distribution that is scored is tested in tests/test_ppo.py and tests/test_model.py
+        # the sampler: that tokens are drawn from the distribution that is scored is tested in tests/test_model.py
         if step == 0 and not logratio.abs().max() <= 1e-4:
             raise AssertionError(f"the ratio should be 1 before the first step, but a log-ratio is {logratio.abs().max():.2g}")
         # samples are the old policy's, so this is k3 of KL(old || new): ratio - 1 - log ratio
@@ -353,7 +354,7 @@ def main(argv=None):
     # rollouts
     p.add_argument("--iterations", type=positive, default=40, help="rollouts")
     p.add_argument("--batch-size", type=positive, default=128, help="answers a rollout")
-    p.add_argument("--max-new", type=positive, default=MAX_NEW, help="longest answer of a rollout, in tokens; tables at the end have a limit of their own")
+    p.add_argument("--max-new", type=positive, default=MAX_NEW, help="longest answer of a rollout, in tokens; the final tables allow 56")
     p.add_argument("--reward", default="rm", help="who scores: rm (the reward model), gold (the gold judge itself, for teaching) or file.py:function")
     p.add_argument("--prompts", help="a file of prompts, for a model without a world; default: the world's questions")
     # the update

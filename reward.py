@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import (MAX_NEW, GPT, GPTConfig, ScalarModel, answer, autocast, finish_training, forget_progress, freeze_words, from_rank_0, generate, load,
-                   load_gpt, load_progress, mean_over_processes, my_share, parallel, positive, processes, rank, save, save_progress, start_training,
-                   write_results)
+from model import (MAX_NEW, GPT, GPTConfig, ScalarModel, answer, autocast, finish_training, forget_progress, freeze_words, from_rank_0,
+                   generate, load, load_gpt, load_progress, mean_over_processes, my_share, parallel, positive, processes,
+                   rank, save, save_progress, start_training, write_results)
 
 
 def preference_loss(r_first, r_second, target):                  # (N,), (N,), (N,) -> scalar

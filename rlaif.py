@@ -65,7 +65,7 @@ def open_constitution(which=None, world=None):
 
 
 def questions_that_fit(tokenizer, context, principles, questions):
-    """The questions that leave room for the longest principle, two answers of 48 tokens and a thought of 40 in a comparison; stops where none does."""
+    """The questions that leave room in a comparison for the longest principle, two answers of 48 tokens and a thought of 40; stops if none does."""
     longest = max(principles, key=lambda r: len(tokenizer.encode(" " + r)))
     room = context - 2 * 48 - 40 - 1 - len(tokenizer.encode(f" Request: Rule: {longest} Answer (A): Answer (B): Thought:"))      # 1: end-of-text
     fit = [q for q in questions if len(tokenizer.encode(" " + q)) <= room]
@@ -123,9 +123,9 @@ def revise_rounds(helpful, critic, tokenizer, questions, constitution, rounds, s
 
 
 def to_learn(traces, which="revisions"):
-    """What SL-CAI learns from the traces -> [(question, answer)]. "revisions": every one that the filter let pass, of whatever round; an answer that
-    no round changed has nothing to teach but the fault itself. "last" and "all" take the answers after the last round, or after every
-    round, changed or not: the early ones are still full of harm."""
+    """What SL-CAI learns from the traces -> [(question, answer)]. "revisions": every one that the filter let pass, of whatever round (Bai et al.
+    2022b, section 3.1); an answer that no round changed has nothing to teach but the fault itself. "last" and "all" take the answers after the
+    last round, or after every round, changed or not: the early ones are still full of harm."""
     if which == "revisions":
         return [(t["question"], s["revision"]) for t in traces for s in t["steps"] if s["revision"] is not None and not s["dropped"]]
     return [(t["question"], a) for t in traces for a in t["answers"][1 if which == "all" else -1:]]
@@ -234,7 +234,8 @@ def feedback_phase(name, start, helpful, tokenizer, world, prompts, label_harm, 
         pm, scale, _ = reward.load_reward(pm_path, tokenizer, device)
         counts = load(pm_path)["counts"]
     else:
-        # SL-CAI may refuse so reliably that all its answers are alike; one of the helpful model's shows what they are to be compared with.
+        # SL-CAI may refuse so reliably that all its answers are alike; one of the helpful model's shows what they are to be compared with. Without
+        # it no compliance ever loses to a refusal, while needless refusals lose below, and PPO unlearns refusing.
         # (In the paper, whose SL-CAI still slips, all answers are its own.)
         answered = reward.sample_answers(start, tokenizer, prompts, args.answers, (args.seed, 54), args.hot, fewest=1)
         answered = with_another(answered, answer(helpful, tokenizer, prompts, seed=(args.seed, 59)))
