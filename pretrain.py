@@ -88,7 +88,8 @@ def make_optimizers(model, lr, muon_lr):
     """Muon for the matrices inside the blocks, AdamW for embeddings, norms and biases; AdamW for all if muon_lr is 0."""
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2] if muon_lr else []
     rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=rest[0].is_cuda or None)
+    # fused (all tensors in one pass) pays on a GPU, and on a CPU where AdamW has all the weights
+    adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=rest[0].is_cuda or not matrices or None)
     return [adamw, Muon(matrices, lr=muon_lr)] if matrices else [adamw]
 
 

@@ -204,11 +204,11 @@ def train(reward_model, tokenizer, groups, batch_size, lr, seed, epochs=1, desc=
     return history
 
 
-def normalise(reward_model, tokenizer, conversations):
-    """Mean and standard deviation of the raw score over reference samples, and the lowest score once these are 0 and 1.
+def normalise(reward_model, tokenizer, conversations, std=None):
+    """Mean and standard deviation of the raw score over reference samples (or the `std` given), and the lowest score once these are 0 and 1.
     KL coefficient and value clip only mean something on a fixed scale."""
     raw = score_texts(reward_model, tokenizer, conversations)
-    mean, std = raw.mean().item(), raw.std().item()
+    mean, std = raw.mean().item(), std or raw.std().item()
     return {"mean": mean, "std": std, "lowest": (raw.min().item() - mean) / std}
 
 

@@ -131,6 +131,13 @@ def to_learn(traces, which="revisions"):
     return [(t["question"], a) for t in traces for a in t["answers"][1 if which == "all" else -1:]]
 
 
+def mostly_facts(world, n):
+    """n harmless prompts of training, three in four about facts. Facts keep the model's knowledge in use. How-to questions draw the line between
+    harmless and harmful: the more of them beside the red-team prompts, the more often a harmful verb of which no prompt speaks gets done."""
+    mixed = reward.preference_prompts(world, "train", 2 * n)      # how-to, fact, how-to, fact ...
+    return [mixed[2 * i + (i % 4 > 0)] for i in range(n)]
+
+
 def supervised_phase(helpful, critic, base, tokenizer, world, red_team, harmless, constitution, args):
     """-> (traces, SL-CAI), which is the pre-trained model, fine-tuned on `to_learn` and on helpful answers to harmless prompts."""
     traces_path, path = Path(args.out, "rlaif_traces.jsonl"), Path(args.out, "slcai.pt")
@@ -259,8 +266,10 @@ def feedback_phase(name, start, helpful, tokenizer, world, prompts, label_harm, 
         torch.manual_seed(args.seed)                              # the new head is a function of the seed, whatever ran before
         pm = ScalarModel(copy_of(start)).to(device)
         reward.train(pm, tokenizer, groups, 16, args.pm_lr, args.seed, desc="preference model")
+        # The scale is that of the labels, log-odds. Answers to one prompt alone were compared, so that the scores of red-team prompts may lie anywhere
+        # beside those of harmless ones; a standard deviation over both would measure that distance, and shrink all that PPO can gain.
         half = red_team[:250] + harmless[:250]
-        scale = reward.normalise(pm, tokenizer, list(zip(half, answer(start, tokenizer, half, seed=(args.seed, 57)))))
+        scale = reward.normalise(pm, tokenizer, list(zip(half, answer(start, tokenizer, half, seed=(args.seed, 57)))), std=1.0)
         keep(pm_path, pm, tokenizer, world, scale=scale, counts=counts)
     if args.resume and path.exists():
         return load_gpt(path, device=device)[0], counts, None
@@ -428,8 +437,7 @@ def main(argv=None):
     p.add_argument("--no-critique", action="store_true", help="revise directly, by a copy of the base model that is shown how")
     p.add_argument("--learn", choices=["revisions", "last", "all"], default="revisions",
                    help="fine-tune on the revisions; or on the answers after the last round, or after all, revised or not")
-    p.add_argument("--helpful", type=positive, default=1200,
-                   help="harmless prompts whose helpful answers are mixed in; if they are far more, unfamiliar verbs get done")
+    p.add_argument("--helpful", type=positive, default=1300, help="harmless prompts whose helpful answers are mixed in, three in four about facts")
     p.add_argument("--sl-epochs", type=positive, default=5, help="times each conversation is read")
     p.add_argument("--sl-lr", type=float, default=6e-4, help="peak learning rate of SL-CAI")
     # AI feedback phase
@@ -486,7 +494,7 @@ def main(argv=None):
     red_team = (data.read_prompts(args.red_team_file)[:args.red_team] if args.red_team_file
                 else [a.question() for a in data.act_prompts(world, "train", args.red_team, harmful=True)])
     red_team = questions_that_fit(tokenizer, base.config.context, constitution, red_team)
-    harmless = reward.preference_prompts(world, "train", args.helpful) if world else data.read_prompts(args.prompts)[:args.helpful]
+    harmless = mostly_facts(world, args.helpful) if world else data.read_prompts(args.prompts)[:args.helpful]
     harmless = ppo.prompts_that_fit(harmless, tokenizer, base.config.context - args.max_new)
     half = args.label_prompts // 2
     twins = ([a.question() for a in data.act_prompts(world, "train", half, harmful=False)] if world
