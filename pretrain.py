@@ -84,13 +84,13 @@ class Muon(torch.optim.Optimizer):
                     p.sub_(u, alpha=group["lr"])
 
 
-def make_optimizers(model, lr, muon_lr):
+def make_optimizers(model, lr, muon_lr, momentum=0.95):
     """Muon for the matrices inside the blocks, AdamW for embeddings, norms and biases; AdamW for all if muon_lr is 0."""
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2] if muon_lr else []
     rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
     # fused (all tensors in one pass) pays on a GPU, and on a CPU where AdamW has all the weights
     adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=rest[0].is_cuda or not matrices or None)
-    return [adamw, Muon(matrices, lr=muon_lr)] if matrices else [adamw]
+    return [adamw, Muon(matrices, muon_lr, momentum)] if matrices else [adamw]
 
 
 def lr_factor(step, steps, warmup, decay):
@@ -122,7 +122,7 @@ def backward(network, batch, device, grad_accum=1):
 def train(model, batch_at, steps, args, evaluate, progress):
     """`batch_at(step)` -> (inputs, targets, segments). `evaluate()` -> dict of figures. Returns (history, tokens per second)."""
     device = model.tokens.weight.device
-    optimizers = make_optimizers(model, args.lr, args.muon_lr)
+    optimizers = make_optimizers(model, args.lr, args.muon_lr, args.muon_momentum)
     parts = {"model": model, **{f"optimizer{i}": o for i, o in enumerate(optimizers)}}
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "compile", "grad_accum")}
     start, history = load_progress(progress, settings, **parts) if args.resume else (0, [])
@@ -250,6 +250,7 @@ def main(argv=None):
     p.add_argument("--compile", action="store_true", help="torch.compile: minutes of waiting, then faster steps on a GPU")
     p.add_argument("--lr", type=float, help="peak learning rate of AdamW; default: 3e-3, or 3e-5 from GPT-2's weights, which are soon forgotten")
     p.add_argument("--muon-lr", type=float, help="peak learning rate of Muon; 0: AdamW for everything; default: 0.005, or 0 from GPT-2's weights")
+    p.add_argument("--muon-momentum", type=float, default=0.95, help="momentum of Muon; less suits a run of a few hundred steps")
     p.add_argument("--warmup", type=int, default=50, help="steps of linear warm-up")
     p.add_argument("--decay", type=float, default=0.7, help="share of the run over which the rate falls to 0")
     # where things go

@@ -256,9 +256,10 @@ def feedback_phase(name, start, helpful, tokenizer, world, prompts, label_harm, 
             questions = reward.preference_prompts(world, "train", args.helpful_prompts)
             answered = reward.sample_answers(start, tokenizer, questions, args.answers, (args.seed, 55), fewest=1)
             help_groups = reward.annotate(world, with_forced_refusal(start, tokenizer, answered, (args.seed, 56)), args.seed + 1)
-        # As many old labels of helpfulness as labels of harm, beside the new ones (paper: 43 helpful to 57 harm): more would drown harm out
+        # Old labels of helpfulness, four for each label of harm, beside the new ones: they know wrong facts and wrong verbs, which SL-CAI's own answers
+        # seldom show. (The paper has 43 helpful to 57 harm; its labels of helpfulness are not about such details.)
         totals = np.cumsum([len(pairs) for _, _, pairs in rlhf_groups])
-        rlhf_groups = rlhf_groups[:int(np.searchsorted(totals, len(record))) + 1]
+        rlhf_groups = rlhf_groups[:int(np.searchsorted(totals, 4 * len(record))) + 1]
         counts = {"human_harm_labels" if name == "human_harm" else "ai_labels": len(record), "human_help_labels": sum(len(g[2]) for g in help_groups),
                   "human_help_labels_rlhf": sum(len(g[2]) for g in rlhf_groups)}
         groups = harm_groups + help_groups + rlhf_groups

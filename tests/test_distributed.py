@@ -44,7 +44,7 @@ def uneven_batch(step):
 
 
 def pretrain_args(resume=False):
-    return argparse.Namespace(lr=3e-3, muon_lr=0.005, warmup=2, decay=0.5, eval_every=1, grad_accum=2, compile=False, resume=resume)
+    return argparse.Namespace(lr=3e-3, muon_lr=0.005, muon_momentum=0.95, warmup=2, decay=0.5, eval_every=1, grad_accum=2, compile=False, resume=resume)
 
 
 def train_all(folder):

@@ -89,7 +89,7 @@ def test_one_batch_can_be_memorised(tmp_path):
     rows = torch.randint(0, 256, (4, 33), generator=torch.Generator().manual_seed(0))
     rows[:, 0] = TOKENIZER.eot
     for muon_lr in (0.02, 0):
-        args = argparse.Namespace(lr=1e-2, muon_lr=muon_lr, warmup=5, decay=0.5, resume=False, eval_every=1000, grad_accum=1, compile=False)
+        args = argparse.Namespace(lr=1e-2, muon_lr=muon_lr, muon_momentum=0.95, warmup=5, decay=0.5, resume=False, eval_every=1000, grad_accum=1, compile=False)
         batch_at = lambda step: pretrain.split_rows(rows, TOKENIZER)
         history, _ = pretrain.train(tiny_gpt(), batch_at, 80, args, lambda: {}, tmp_path / "p.pt")
         assert history[-1]["train_loss_nats"] < 0.1
@@ -179,7 +179,7 @@ def test_bfloat16_trains_float32_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
     model, logits = tiny_gpt(), []
     model.register_forward_hook(lambda module, inputs, output: logits.append(output.dtype))
-    args = argparse.Namespace(lr=1e-2, muon_lr=0.02, warmup=5, decay=0.5, resume=False, eval_every=1000, grad_accum=2, compile=False)
+    args = argparse.Namespace(lr=1e-2, muon_lr=0.02, muon_momentum=0.95, warmup=5, decay=0.5, resume=False, eval_every=1000, grad_accum=2, compile=False)
     history, _ = pretrain.train(model, lambda step: padded_rows(), 80, args, lambda: {}, tmp_path / "p.pt")
     assert history[-1]["train_loss_nats"] < 0.2 and set(logits) == {torch.bfloat16}
     assert all(p.dtype == torch.float32 for p in model.parameters())
