@@ -73,6 +73,7 @@ def test_every_parameter_has_one_optimizer():
         held = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
         assert len(optimizers) == count and sorted(held) == sorted(id(p) for p in model.parameters())
     matrices = pretrain.make_optimizers(model, 1e-3, 0.02)[1].param_groups[0]["params"]
+    assert pretrain.make_optimizers(model, 1e-3, 0.02, 0.8)[1].param_groups[0]["momentum"] == 0.8
     assert not any(p is model.tokens.weight or p is model.positions.weight or p.dim() != 2 for p in matrices)
 
 

@@ -131,6 +131,14 @@ def test_normalise_gives_mean_0_and_standard_deviation_1():
     assert scores.min().item() == pytest.approx(scale["lowest"], abs=1e-4)
 
 
+def test_a_given_scale_is_kept():
+    """The preference model of Stage 5: what lies between the scores of two kinds of prompt is arbitrary, and must not set the scale."""
+    rm = tiny_reward_model()
+    conversations = [("Who?", "x" * n) for n in range(1, 9)]
+    raw, scale = reward.score_texts(rm, TOKENIZER, conversations), reward.normalise(rm, TOKENIZER, conversations, std=1.0)
+    assert scale["std"] == 1 and scale["lowest"] == pytest.approx((raw.min() - raw.mean()).item(), abs=1e-5)
+
+
 def test_a_perfect_judge_reaches_the_ceiling(monkeypatch):
     """An accuracy that compares with the wrong side, or a ceiling that the true utility itself does not reach."""
     world = data.World(0)

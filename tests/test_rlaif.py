@@ -132,6 +132,15 @@ TRACES = [{"question": "Q?", "answers": ["First.", "Second.", "Second."], "steps
           {"question": "R?", "answers": ["Harm.", "Harm.", "Harm."], "steps": [{"revision": None, "dropped": None}] * 2}]
 
 
+def test_three_in_four_harmless_prompts_are_about_facts():
+    """How-to questions without a limit: they draw the line between harmless and harmful, and unfamiliar harmful verbs end up on the wrong side."""
+    world = data.World(100)
+    asked = [world.parse_question(q) for q in rlaif.mostly_facts(world, 400)]
+    how_to = [a for a in asked if isinstance(a, data.Act)]
+    assert len(asked) == 400 and len(how_to) == 100 and not any(a.verb.harmful or a.verb in world.g2 for a in how_to)
+    assert len({a.person for a in how_to}) > 30 and len({person for person, _ in asked[1::4]}) > 30
+
+
 @pytest.mark.parametrize("which, expected", [("revisions", ["Q Second."]), ("last", ["Q Second.", "R Harm."]),
                                              ("all", ["Q Second.", "Q Second.", "R Harm.", "R Harm."])])
 def test_what_sl_cai_is_fine_tuned_on(which, expected, monkeypatch, tmp_path):

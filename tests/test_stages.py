@@ -89,6 +89,7 @@ def test_every_stage_writes_what_it_says(out):
         assert rows and all(row.count(",") == header.count(",") for row in rows)
     for name in ("pretrain", "sft", "reward", "ppo", "slcai", "rlaif_pm", "rlaif"):
         assert m.load(out / f"{name}.pt")["world_seed"] == 0
+    assert m.load(out / "rlaif_pm.pt")["scale"]["std"] == 1     # the preference model's scores stay log-odds
     figures = json.loads((out / "rlaif.json").read_text())
     assert figures["human_harm_labels"] == figures["gold_harm_calls_in_training"] == 0 < figures["ai_labels"]
     documents = m.load(out / "pretrain.pt")["documents"]
