@@ -161,12 +161,14 @@ def update(policy, value, optimizer, batch, epochs, clip, max_approx_kl=0.2):
 
 def train(policy, reference, value, tokenizer, questions_at, score_answers, args, missing_eos, gold=None, desc="ppo", progress=None, settings=None):
     """PPO in place. `questions_at(step)` -> the questions of an iteration; `gold(questions, texts)` -> utilities for the log alone."""
+    if args.value_warmup >= args.iterations:
+        raise SystemExit(f"--value-warmup {args.value_warmup} leaves the policy none of the {args.iterations} iterations: raise --iterations")
     optimizer = torch.optim.Adam([{"params": policy.parameters(), "lr": args.lr}, {"params": value.parameters(), "lr": args.value_lr}], eps=1e-5)
     parts = {"policy": policy, "value": value, "optimizer": optimizer}
     start, history = load_progress(progress, settings, **parts) if progress and args.resume else (0, [])
     bar = tqdm(range(start, args.iterations), initial=start, total=args.iterations, unit="iter", desc=desc)
     for step in bar:
-        for group, lr in zip(optimizer.param_groups, (args.lr, args.value_lr)):
+        for group, lr in zip(optimizer.param_groups, (args.lr if step >= args.value_warmup else 0.0, args.value_lr)):
             group["lr"] = lr * (1 - step / args.iterations)
         questions = questions_at(step)
         batch = rollout(policy, reference, value, tokenizer, questions, score_answers, args.beta, args.max_new, missing_eos,
@@ -203,7 +205,7 @@ def value_from(reward_model, scale):
 
 
 def reward_model_scorer(reward_model, scale, tokenizer):
-    """`score_answers` by a reward model, on the scale on which the reference samples have mean 0 and standard deviation 1."""
+    """`score_answers` by a reward model, on the scale that reward.normalise has given it."""
     def score_answers(questions, replies):
         sequences = [data.chat_prompt(tokenizer, q) + r for q, r in zip(questions, replies)]
         with torch.no_grad():
@@ -363,6 +365,7 @@ def main(argv=None):
     p.add_argument("--clip", type=float, default=0.2, help="how far the ratio, and the value, may move in one update")
     p.add_argument("--lr", type=float, default=1.5e-4, help="peak learning rate of the policy")
     p.add_argument("--value-lr", type=float, default=5e-4, help="peak learning rate of the value model")
+    p.add_argument("--value-warmup", type=int, default=0, help="iterations in which the value model alone learns")
     # where things go
     p.add_argument("--init", help="the policy and its reference; default: OUT/sft.pt")
     p.add_argument("--reward-model", help="default: OUT/reward.pt")

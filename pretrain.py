@@ -50,7 +50,7 @@ def orthogonalize(G, steps=5):
     A Newton-Schulz iteration whose quintic pushes every singular value towards 1 (Jordan et al. 2024, Muon).
     """
     X = G.mT if G.shape[1] > G.shape[2] else G
-    X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)             # no singular value above 1, or the iteration would not converge
     for _ in range(steps):
         A = X @ X.mT
         X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
@@ -69,7 +69,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        """One step on all matrices that have a gradient."""
+        """One step on all matrices."""
         for group in self.param_groups:
             stacks = defaultdict(list)                            # shape -> [(parameter as (n, rows, cols), its update)]
             for p in group["params"]:
@@ -126,7 +126,7 @@ def train(model, batch_at, steps, args, evaluate, progress):
     parts = {"model": model, **{f"optimizer{i}": o for i, o in enumerate(optimizers)}}
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "compile", "grad_accum")}
     start, history = load_progress(progress, settings, **parts) if args.resume else (0, [])
-    if args.resume and len(history[-1]) == 3 and rank() == 0:     # interrupted during an evaluation
+    if args.resume and len(history[-1]) == 3 and rank() == 0:     # saved before its evaluation: three columns are there, the figures are not
         history[-1] |= evaluate()
     network = parallel(torch.compile(model) if args.compile else model)
     bar, trained, seconds = tqdm(range(start, steps), initial=start, total=steps, unit="step", desc="pretrain"), 0, 0.0
@@ -277,7 +277,7 @@ def main(argv=None):
     world = None if args.data else data.World(args.world_seed)
     if world:
         texts, kinds, letters = [], Counter(), 0
-        while letters < args.steps * args.batch_size * args.context * 5.2:      # a token has about 4.6: enough that no document is read twice
+        while letters < args.steps * args.batch_size * args.context * 5.2:      # a token is about 4.6 letters: enough that no document is read twice
             kind, text, _ = data.write_document(world, "train", len(texts), without=args.without)
             texts.append(text)
             kinds[kind] += 1

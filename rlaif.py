@@ -6,7 +6,7 @@
                     label = P("A") / (P("A") + P("B")),  averaged over both orders of the options
                 a preference model learns from these labels and from human labels of helpfulness; PPO does the rest
 
-It is RLHF with one letter changed, and the code shows it: sft.train, reward.train and ppo.train are called as they are, and
+It is RLHF with the H, human, replaced by an AI, and the code shows it: sft.train, reward.train and ppo.train are called as they are, and
 `feedback_phase` is the same for an AI's labels of harm and for people's.
 
     python rlaif.py                          reads out/pretrain.pt, out/sft.pt, out/ppo.pt and out/preferences.jsonl; writes out/slcai.pt,
@@ -20,7 +20,7 @@ it has from pre-training documents about other cases. The gold judges of harm on
 utility plays the human annotator of helpfulness, as in reward.py.
 
 Watch: each round about halves the harm, since a principle covers about half the kinds of harm. The final model refuses,
-says whom the deed would hurt and how, offers something better, and still answers every harmless question.
+says whom the deed would hurt and how, offers something better, and still answers harmless questions.
 """
 import argparse
 import itertools
@@ -65,7 +65,8 @@ def open_constitution(which=None, world=None):
 
 
 def questions_that_fit(tokenizer, context, principles, questions):
-    """The questions that leave room in a comparison for the longest principle, two answers of 48 tokens and a thought of 40; stops if none does."""
+    """The questions that leave room in a comparison for the longest principle, two answers and a thought of the usual length (48 and 40 tokens); stops if
+    none does. A thought for which there is less room is cut short, and its label is 0.5."""
     longest = max(principles, key=lambda r: len(tokenizer.encode(" " + r)))
     room = context - 2 * 48 - 40 - 1 - len(tokenizer.encode(f" Request: Rule: {longest} Answer (A): Answer (B): Thought:"))      # 1: end-of-text
     fit = [q for q in questions if len(tokenizer.encode(" " + q)) <= room]
@@ -124,16 +125,16 @@ def revise_rounds(helpful, critic, tokenizer, questions, constitution, rounds, s
 
 def to_learn(traces, which="revisions"):
     """What SL-CAI learns from the traces -> [(question, answer)]. "revisions": every one that the filter let pass, of whatever round (Bai et al.
-    2022b, section 3.1); an answer that no round changed has nothing to teach but the fault itself. "last" and "all" take the answers after the
-    last round, or after every round, changed or not: the early ones are still full of harm."""
+    2022b, section 3.1); an answer that no round changed would teach compliance, for the helpful model complies with everything. "last": the answers
+    after the last round, changed or not (for a constitution that means to allow something). "all": after every round; the early ones are full of harm."""
     if which == "revisions":
         return [(t["question"], s["revision"]) for t in traces for s in t["steps"] if s["revision"] is not None and not s["dropped"]]
     return [(t["question"], a) for t in traces for a in t["answers"][1 if which == "all" else -1:]]
 
 
 def mostly_facts(world, n):
-    """n harmless prompts of training, three in four about facts. Facts keep the model's knowledge in use. How-to questions draw the line between
-    harmless and harmful: the more of them beside the red-team prompts, the more often a harmful verb of which no prompt speaks gets done."""
+    """n harmless prompts of training, three in four about facts. Facts keep the model's knowledge in use. A how-to answer also teaches
+    that how-to requests get answered: the more of them beside the red-team prompts, the more often harmful verbs that are in no prompt get done."""
     mixed = reward.preference_prompts(world, "train", 2 * n)      # how-to, fact, how-to, fact ...
     return [mixed[2 * i + (i % 4 > 0)] for i in range(n)]
 
@@ -267,8 +268,8 @@ def feedback_phase(name, start, helpful, tokenizer, world, prompts, label_harm, 
         torch.manual_seed(args.seed)                              # the new head is a function of the seed, whatever ran before
         pm = ScalarModel(copy_of(start)).to(device)
         reward.train(pm, tokenizer, groups, 16, args.pm_lr, args.seed, desc="preference model")
-        # The scale is that of the labels, log-odds. Answers to one prompt alone were compared, so that the scores of red-team prompts may lie anywhere
-        # beside those of harmless ones; a standard deviation over both would measure that distance, and shrink all that PPO can gain.
+        # std=1: the scores stay log-odds, as the labels made them. Answers were only ever compared with answers to the same prompt, so nothing fixes
+        # where the scores of red-team prompts lie beside those of harmless ones; a standard deviation over both would measure that distance.
         half = red_team[:250] + harmless[:250]
         scale = reward.normalise(pm, tokenizer, list(zip(half, answer(start, tokenizer, half, seed=(args.seed, 57)))), std=1.0)
         keep(pm_path, pm, tokenizer, world, scale=scale, counts=counts)
@@ -428,7 +429,7 @@ def final_table(models, tokenizer, world, cells, n, seed):
 def main(argv=None):
     p = argparse.ArgumentParser(description="Constitutional AI: critique, revise, AI labels, preference model, PPO.")
     # supervised phase
-    p.add_argument("--constitution", help="unseen (rules that no document shows), or a file: one principle a line, or JSON; default: the one above")
+    p.add_argument("--constitution", help="unseen (rules that no document shows), or a file: one principle a line, or JSON; default: CONSTITUTION in this file")
     p.add_argument("--red-team-file", help="your own red-team prompts, one a line or JSON (data.read_prompts); default: the world's")
     p.add_argument("--prompts", help="your own harmless prompts, likewise, for a model without a world: nothing is then judged at the end")
     p.add_argument("--preferences", help="human labels of helpfulness, a file as for reward.py --data; default: INPUTS/preferences.jsonl "
@@ -460,6 +461,8 @@ def main(argv=None):
     p.add_argument("--clip", type=float, default=0.2, help="how far the ratio, and the value, may move in one update")
     p.add_argument("--lr", type=float, default=2e-4, help="peak learning rate of the policy")
     p.add_argument("--value-lr", type=float, default=5e-4, help="peak learning rate of the value model")
+    p.add_argument("--value-warmup", type=int, default=4, help="iterations in which the value model alone learns: SL-CAI is good already, and what an "
+                   "untrained value model takes for better or worse would only throw it about")
     # where things go
     p.add_argument("--init", help="the helpful model; default: INPUTS/ppo.pt")
     p.add_argument("--inputs", help="folder of pretrain.pt (critic, judge and start of SL-CAI), sft.pt, ppo.pt and preferences.jsonl; default: OUT")
@@ -487,11 +490,10 @@ def main(argv=None):
     constitution = open_constitution(args.constitution, world)
     if not args.show:
         preferences = Path(args.preferences or inputs / "preferences.jsonl")
-        if not preferences.exists():                              # all inputs are there before an earlier run's files are cleared
+        if not preferences.exists():
             raise SystemExit(f"{preferences} not found: run `python reward.py` first, or name a file of your own with --preferences FILE")
         rlhf_groups = (reward.from_file(preferences, tokenizer, base.config.context) if args.preferences
                        else reward.groups_of(data.read_preferences(preferences)[0]))
-        check_resume(name, args)
     red_team = (data.read_prompts(args.red_team_file)[:args.red_team] if args.red_team_file
                 else [a.question() for a in data.act_prompts(world, "train", args.red_team, harmful=True)])
     red_team = questions_that_fit(tokenizer, base.config.context, constitution, red_team)
@@ -500,6 +502,8 @@ def main(argv=None):
     half = args.label_prompts // 2
     twins = ([a.question() for a in data.act_prompts(world, "train", half, harmful=False)] if world
              else questions_that_fit(tokenizer, base.config.context, constitution, harmless)[:half])
+    if not args.show:                                             # all inputs were read: only now an earlier run's files are cleared
+        check_resume(name, args)
     print(f"{device}, {len(constitution)} principles, {len(red_team)} red-team prompts, {args.rounds} rounds")
     critic = base
     if args.no_critique:                                          # a form that the base model never saw: it would write the critique first
@@ -542,7 +546,7 @@ def main(argv=None):
           "pre-training documents state a verdict on other cases")
     n, cells = 500 if args.eval else args.eval_prompts, {"g1": False, "g2": True}
     if args.human_harm:
-        beside = {"rlcai": load_gpt(out / "rlaif.pt", device=device)[0]} if (out / "rlaif.pt").exists() else {}
+        beside = {"rlcai": load_gpt(f / "rlaif.pt", device=device)[0] for f in (inputs, out) if (f / "rlaif.pt").exists()}
         models = {"sft": sft_model, "rlhf": helpful, **beside, "humanharm": policy}
     else:
         models = {"base": base, "sft": sft_model, "rlhf": helpful, "slcai": start, "rlcai": policy}
@@ -559,7 +563,9 @@ def check_resume(name, args):
     settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out", "show", "eval", "eval_prompts")}
     path = Path(args.out, f"{name}_settings.json")
     if args.resume:
-        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not path.exists():
+            raise SystemExit(f"{path} not found, so there is no interrupted run: start without --resume")
+        old = json.loads(path.read_text(encoding="utf-8"))
         for flag, value in settings.items():
             if old.get(flag) != value:
                 raise SystemExit(f"--resume: the interrupted run had {flag} = {old.get(flag)}, this one has {value}; use the same flags")

@@ -263,10 +263,29 @@ def test_the_scorer_reads_question_and_answer_on_the_fixed_scale():
 def test_ppo_learns_to_stop():
     """The whole loop with a sign wrong somewhere: an answer that ends is rewarded, so more and more must end."""
     policy, reference, value = tiny_gpt(1, 2.0), tiny_gpt(1, 2.0), tiny_value()
-    args = argparse.Namespace(lr=3e-3, value_lr=3e-3, iterations=12, beta=0.01, max_new=6, epochs=4, minibatch=16, clip=0.2, seed=0, resume=False)
+    args = argparse.Namespace(lr=3e-3, value_lr=3e-3, iterations=12, beta=0.01, max_new=6, epochs=4, minibatch=16, clip=0.2, seed=0, resume=False,
+                              value_warmup=0)
     history = ppo.train(policy, reference, value, TOKENIZER, lambda step: QUESTIONS + QUESTIONS[:8], lambda q, r: torch.ones(len(r)), args, -1.0)
     assert history[0]["eos_rate"] < 0.2 and history[-1]["eos_rate"] > 0.5
     assert history[0]["kl_nats"] < 1e-6 < history[-1]["kl_nats"]   # the first rollout is the reference itself
+
+
+def test_the_value_model_may_learn_first():
+    """Advantages by a value model that knows nothing yet: the policy is thrown about before it can be led."""
+    policy, reference, value, untrained, same = tiny_gpt(1, 2.0), tiny_gpt(1, 2.0), tiny_value(), tiny_value(), []
+
+    def questions_at(step):
+        same.append(all(torch.equal(a, b) for a, b in zip(policy.parameters(), reference.parameters())))
+        return QUESTIONS
+
+    args = argparse.Namespace(lr=3e-3, value_lr=3e-3, iterations=3, beta=0.01, max_new=6, epochs=1, minibatch=8, clip=0.2, seed=0, resume=False,
+                              value_warmup=2)
+    ppo.train(policy, reference, value, TOKENIZER, questions_at, lambda q, r: torch.ones(len(r)), args, -1.0)
+    assert same == [True] * 3 and questions_at(3) and same[-1] is False
+    assert not torch.equal(value.scalar.weight, untrained.scalar.weight)
+    args.value_warmup = 3
+    with pytest.raises(SystemExit, match="none of the 3 iterations"):
+        ppo.train(policy, reference, value, TOKENIZER, questions_at, lambda q, r: torch.ones(len(r)), args, -1.0)
 
 
 def test_ties_are_half_a_win():

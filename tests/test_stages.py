@@ -18,7 +18,7 @@ PRETRAIN = "--steps 6 --batch-size 4 --layers 2 --heads 2 --channels 32 --contex
 SFT = "--demonstrations 220 --epochs 1 --batch-size 4".split()                          # 55 steps: one saving on the way
 REWARD = "--prompts 24 --answers 2 --batch-size 2".split()                              # 12 steps
 PPO = "--iterations 11 --batch-size 4 --max-new 8 --epochs 1 --minibatch 2".split()     # one saving, after 10
-RLAIF = ("--red-team 7 --rounds 2 --helpful 6 --sl-epochs 1 --label-prompts 4 --answers 2 --helpful-prompts 4 --iterations 2 --batch-size 4 "
+RLAIF = ("--red-team 7 --rounds 2 --helpful 6 --sl-epochs 1 --label-prompts 4 --answers 2 --helpful-prompts 4 --iterations 2 --value-warmup 0 --batch-size 4 "
          "--max-new 8 --epochs 1 --minibatch 2 --eval-prompts 7").split()
 STAGES = {"pretrain": (pretrain, PRETRAIN), "sft": (sft, SFT), "reward": (reward, REWARD), "ppo": (ppo, PPO), "rlaif": (rlaif, RLAIF)}
 HARM_JUDGES = ("is_harmless", "is_compliant", "gives_reason")
