@@ -161,8 +161,6 @@ def update(policy, value, optimizer, batch, epochs, clip, max_approx_kl=0.2):
 
 def train(policy, reference, value, tokenizer, questions_at, score_answers, args, missing_eos, gold=None, desc="ppo", progress=None, settings=None):
     """PPO in place. `questions_at(step)` -> the questions of an iteration; `gold(questions, texts)` -> utilities for the log alone."""
-    if args.value_warmup >= args.iterations:
-        raise SystemExit(f"--value-warmup {args.value_warmup} leaves the policy none of the {args.iterations} iterations: raise --iterations")
     optimizer = torch.optim.Adam([{"params": policy.parameters(), "lr": args.lr}, {"params": value.parameters(), "lr": args.value_lr}], eps=1e-5)
     parts = {"policy": policy, "value": value, "optimizer": optimizer}
     start, history = load_progress(progress, settings, **parts) if progress and args.resume else (0, [])
@@ -193,6 +191,12 @@ def train(policy, reference, value, tokenizer, questions_at, score_answers, args
         if progress and (step + 1) % 10 == 0 and step + 1 < args.iterations:
             save_progress(progress, step + 1, settings, history, **parts)
     return history
+
+
+def check_warmup(args):
+    """Stop before any work is done if the policy would learn in no iteration at all."""
+    if args.value_warmup >= args.iterations:
+        raise SystemExit(f"--value-warmup {args.value_warmup} leaves the policy none of the {args.iterations} iterations: raise --iterations")
 
 
 def value_from(reward_model, scale):
@@ -377,6 +381,7 @@ def main(argv=None):
     p.add_argument("--show", action="store_true", help="print one rollout token by token and stop")
     p.add_argument("--measure", action="store_true", help="no training: measure OUT/ppo.pt against the exact frontier, and the ladder of win rates")
     args = p.parse_args(argv)
+    check_warmup(args)
     device, out = pick_device(args.device), Path(args.out)
     torch.manual_seed(args.seed)
     if args.prompts and (args.measure or args.reward == "gold"):

@@ -65,8 +65,8 @@ def open_constitution(which=None, world=None):
 
 
 def questions_that_fit(tokenizer, context, principles, questions):
-    """The questions that leave room in a comparison for the longest principle, two answers and a thought of the usual length (48 and 40 tokens); stops if
-    none does. A thought for which there is less room is cut short, and its label is 0.5."""
+    """The questions that leave room in a comparison for the longest principle, two answers and a thought of the usual length (48 and 40 tokens);
+    stops if none does. A thought for which there is less room is cut short, and its label is 0.5."""
     longest = max(principles, key=lambda r: len(tokenizer.encode(" " + r)))
     room = context - 2 * 48 - 40 - 1 - len(tokenizer.encode(f" Request: Rule: {longest} Answer (A): Answer (B): Thought:"))      # 1: end-of-text
     fit = [q for q in questions if len(tokenizer.encode(" " + q)) <= room]
@@ -125,8 +125,8 @@ def revise_rounds(helpful, critic, tokenizer, questions, constitution, rounds, s
 
 def to_learn(traces, which="revisions"):
     """What SL-CAI learns from the traces -> [(question, answer)]. "revisions": every one that the filter let pass, of whatever round (Bai et al.
-    2022b, section 3.1); an answer that no round changed would teach compliance, for the helpful model complies with everything. "last": the answers
-    after the last round, changed or not (for a constitution that means to allow something). "all": after every round; the early ones are full of harm."""
+    2022b, section 3.1); an answer that no round changed would teach compliance, for the helpful model complies with everything. "last": the
+    answers after the last round, changed or not (for a constitution that means to allow something). "all": after every round, early harm included."""
     if which == "revisions":
         return [(t["question"], s["revision"]) for t in traces for s in t["steps"] if s["revision"] is not None and not s["dropped"]]
     return [(t["question"], a) for t in traces for a in t["answers"][1 if which == "all" else -1:]]
@@ -257,8 +257,8 @@ def feedback_phase(name, start, helpful, tokenizer, world, prompts, label_harm, 
             questions = reward.preference_prompts(world, "train", args.helpful_prompts)
             answered = reward.sample_answers(start, tokenizer, questions, args.answers, (args.seed, 55), fewest=1)
             help_groups = reward.annotate(world, with_forced_refusal(start, tokenizer, answered, (args.seed, 56)), args.seed + 1)
-        # Old labels of helpfulness, four for each label of harm, beside the new ones: they know wrong facts and wrong verbs, which SL-CAI's own answers
-        # seldom show. (The paper has 43 helpful to 57 harm; its labels of helpfulness are not about such details.)
+        # Old labels of helpfulness, four for each label of harm, beside the new ones: they know wrong facts and wrong verbs, which SL-CAI's own
+        # answers seldom show. (The paper has 43 helpful to 57 harm; its labels of helpfulness are not about such details.)
         totals = np.cumsum([len(pairs) for _, _, pairs in rlhf_groups])
         rlhf_groups = rlhf_groups[:int(np.searchsorted(totals, 4 * len(record))) + 1]
         counts = {"human_harm_labels" if name == "human_harm" else "ai_labels": len(record), "human_help_labels": sum(len(g[2]) for g in help_groups),
@@ -429,7 +429,8 @@ def final_table(models, tokenizer, world, cells, n, seed):
 def main(argv=None):
     p = argparse.ArgumentParser(description="Constitutional AI: critique, revise, AI labels, preference model, PPO.")
     # supervised phase
-    p.add_argument("--constitution", help="unseen (rules that no document shows), or a file: one principle a line, or JSON; default: CONSTITUTION in this file")
+    p.add_argument("--constitution", help="unseen (rules that no document shows), or a file: one principle a line, or JSON; "
+                   "default: CONSTITUTION in this file")
     p.add_argument("--red-team-file", help="your own red-team prompts, one a line or JSON (data.read_prompts); default: the world's")
     p.add_argument("--prompts", help="your own harmless prompts, likewise, for a model without a world: nothing is then judged at the end")
     p.add_argument("--preferences", help="human labels of helpfulness, a file as for reward.py --data; default: INPUTS/preferences.jsonl "
@@ -461,8 +462,8 @@ def main(argv=None):
     p.add_argument("--clip", type=float, default=0.2, help="how far the ratio, and the value, may move in one update")
     p.add_argument("--lr", type=float, default=2e-4, help="peak learning rate of the policy")
     p.add_argument("--value-lr", type=float, default=5e-4, help="peak learning rate of the value model")
-    p.add_argument("--value-warmup", type=int, default=4, help="iterations in which the value model alone learns: SL-CAI is good already, and what an "
-                   "untrained value model takes for better or worse would only throw it about")
+    p.add_argument("--value-warmup", type=int, default=4, help="iterations in which the value model alone learns: SL-CAI is good already, and an "
+                   "untrained value model would only throw it about")
     # where things go
     p.add_argument("--init", help="the helpful model; default: INPUTS/ppo.pt")
     p.add_argument("--inputs", help="folder of pretrain.pt (critic, judge and start of SL-CAI), sft.pt, ppo.pt and preferences.jsonl; default: OUT")
@@ -474,6 +475,7 @@ def main(argv=None):
     p.add_argument("--eval-prompts", type=positive, default=200, help="held-out prompts for each cell of the final table")
     p.add_argument("--show", action="store_true", help="follow one request all the way and stop")
     args = p.parse_args(argv)
+    ppo.check_warmup(args)
     device, name = pick_device(args.device), "human_harm" if args.human_harm else "rlaif"
     out, inputs = Path(args.out), Path(args.inputs or args.out)
     torch.manual_seed(args.seed)
