@@ -241,20 +241,25 @@ def generate_batch(model, prompts, max_new, pad, stops, noise, temperature, top_
     caches = [LayerCache(B, config.heads, P + max_new, config.channels // config.heads, model.tokens.weight) for _ in range(config.layers)]
     seen = torch.ones(B, P + max_new, dtype=torch.long, device=device)
     seen[:, :P] = (tokens != pad).long()                          # segment 1: the conversation; 0: padding
-    new, ended = [], torch.zeros(B, dtype=torch.bool, device=device)
+    replies, rows = torch.full((B, max_new), pad, device=device), torch.arange(B, device=device)       # rows: those that are in the batch
+    ended = torch.zeros(B, dtype=torch.bool, device=device)
     for t in range(max_new):
         hidden = model.hidden(tokens, caches=caches, seen=seen[:, :P + t])[:, -1]
         logits = model.head(hidden)
         logits[:, pad] = -torch.inf                               # padding marks where a reply is over: the model may not say it
-        chosen = pick_tokens(logits, noise[:, t], temperature, top_k, top_p)
+        chosen = pick_tokens(logits, noise[rows, t], temperature, top_k, top_p)
         chosen = torch.where(ended, pad, chosen)
-        new.append(chosen)
+        replies[rows, t] = chosen
         ended |= torch.isin(chosen, stops)
         if ended.all():
             break
+        if ended.sum() > len(ended) / 3:                          # answers differ in length: go on with those that have not ended
+            on = ~ended
+            rows, seen, chosen, ended = rows[on], seen[on], chosen[on], ended[on]
+            for cache in caches:
+                cache.k, cache.v = cache.k[on], cache.v[on]
         tokens = chosen[:, None]
-    rows = torch.stack(new, 1).tolist()
-    return [row[:row.index(pad)] if pad in row else row for row in rows]
+    return [row[:row.index(pad)] if pad in row else row for row in replies.tolist()]
 
 
 # ------------------------------------------------------------------------------------------------------------------

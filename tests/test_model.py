@@ -189,6 +189,15 @@ def test_sampling_stops_at_end_of_text():
     assert all(t not in (stop, 7, TOKENIZER.eot) for r in stopped for t in r[:-1])
 
 
+def test_rows_that_have_ended_leave_the_batch():
+    """Two answers swapped, or one that goes on with its neighbour's cache, once the batch shrinks to those still being written."""
+    gpt, stop = tiny_gpt(), set(range(40))
+    whole = m.generate(gpt, PROMPTS * 4, 24, TOKENIZER, seed=(7,))
+    cut = [r[:next((i + 1 for i, t in enumerate(r) if t in stop), len(r))] for r in whole]
+    assert len({len(r) for r in cut}) > 4                                   # they end one after another
+    assert m.generate(gpt, PROMPTS * 4, 24, TOKENIZER, seed=(7,), stop=[*stop]) == cut
+
+
 def test_a_sampled_pad_token_does_not_break_a_reply():
     """An untrained model may sample the pad token: a reply must never be empty, nor hold a pad that later counts as padding."""
     gpt = tiny_gpt()
