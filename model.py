@@ -79,8 +79,8 @@ class LayerCache:
     """The keys and values of one layer for all tokens so far, so that a new token costs one step and not a whole pass."""
 
     def __init__(self, B, H, length, D, like):
-        self.k = torch.zeros(B, H, length, D, device=like.device, dtype=like.dtype)
-        self.v, self.used = torch.zeros_like(self.k), 0
+        self.k = torch.empty(B, H, length, D, device=like.device, dtype=like.dtype)
+        self.v, self.used = torch.empty_like(self.k), 0
 
     def append(self, k, v):                                       # (B, H, T, D) -> all so far (B, H, used, D)
         T = k.shape[2]

@@ -45,18 +45,22 @@ def last_token_score(scalars, segments):                         # (B, T), (B, T
     return scalars.gather(1, segments.sum(1, keepdim=True) - 1).squeeze(1)
 
 
-def score(reward_model, tokenizer, sequences):
-    """Raw scores (N,) of sequences (lists of ids, prompt and answer with its end-of-text), with gradients."""
-    tokens = data.pad_rows(sequences, tokenizer.pad).to(next(reward_model.parameters()).device)
-    segments = (tokens != tokenizer.pad).long()
-    return last_token_score(reward_model(tokens, segments), segments)
+def score(reward_model, tokenizer, sequences, batch_size=24):
+    """Raw scores (N,) of sequences (lists of ids, prompt and answer with its end-of-text), with gradients. Those of like length are read
+    together, for padding costs as much as text."""
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    device, scores = next(reward_model.parameters()).device, []
+    for i in range(0, len(order), batch_size):
+        tokens = data.pad_rows([sequences[k] for k in order[i:i + batch_size]], tokenizer.pad).to(device)
+        segments = (tokens != tokenizer.pad).long()
+        scores.append(last_token_score(reward_model(tokens, segments), segments))
+    return torch.cat(scores)[torch.tensor(order).argsort().to(device)]                    # back in the order of `sequences`
 
 
 @torch.no_grad()
-def score_texts(reward_model, tokenizer, conversations, batch_size=128):
+def score_texts(reward_model, tokenizer, conversations):
     """Raw scores (N,), on the CPU, of (question, answer) pairs."""
-    sequences = [data.chat_example(tokenizer, q, a)[0] for q, a in conversations]
-    return torch.cat([score(reward_model, tokenizer, sequences[i:i + batch_size]).cpu() for i in range(0, len(sequences), batch_size)])
+    return score(reward_model, tokenizer, [data.chat_example(tokenizer, q, a)[0] for q, a in conversations]).cpu()
 
 
 # ------------------------------------------------------------------------------------------------------------------
