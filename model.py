@@ -88,6 +88,10 @@ class LayerCache:
         self.used += T
         return self.k[:, :, :self.used], self.v[:, :, :self.used]
 
+    def take(self, rows):
+        """From here on the batch consists of these rows: numbers, which may repeat, or a mask."""
+        self.k, self.v = self.k[rows], self.v[rows]
+
 
 def attention_mask(query_segments, key_segments):
     """Who may look at whom, for padding, packed documents and a KV cache alike -> bool (B, 1, T, T_keys).
@@ -230,35 +234,41 @@ def generate(model, prompts, max_new, tokenizer, temperature=1.0, top_k=None, to
 
 
 def generate_batch(model, prompts, max_new, pad, stops, noise, temperature, top_k, top_p):
-    """One batch of `generate`: prompts are read at once, then one token a step. `noise` (B, max_new), `stops` (n,)."""
-    device = model.tokens.weight.device
-    tokens = data.pad_rows(prompts, pad, left=True).to(device)    # (B, P): left padding, so that all prompts end together
-    B, P = tokens.shape
-    max_new = min(max_new, model.config.context - P)
+    """One batch of `generate`: the prompts are read at once, each different one once; then one token a step. `noise` (B, max_new), `stops` (n,)."""
+    device, config, B = model.tokens.weight.device, model.config, len(prompts)
+    different = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    tokens = data.pad_rows(list(different), pad, left=True).to(device)      # (D, P): left padding, so that all prompts end together
+    D, P = tokens.shape
+    max_new = min(max_new, config.context - P)
     if max_new < 1:
-        raise ValueError(f"a prompt of {P} tokens leaves no room in the context of {model.config.context}")
-    config, noise, stops = model.config, noise.to(device), stops.to(device)
-    caches = [LayerCache(B, config.heads, P + max_new, config.channels // config.heads, model.tokens.weight) for _ in range(config.layers)]
-    seen = torch.ones(B, P + max_new, dtype=torch.long, device=device)
+        raise ValueError(f"a prompt of {P} tokens leaves no room in the context of {config.context}")
+    noise, stops = noise.to(device), stops.to(device)
+    caches = [LayerCache(D, config.heads, P + max_new, config.channels // config.heads, model.tokens.weight) for _ in range(config.layers)]
+    seen = torch.ones(D, P + max_new, dtype=torch.long, device=device)
     seen[:, :P] = (tokens != pad).long()                          # segment 1: the conversation; 0: padding
+    hidden = model.hidden(tokens, caches=caches, seen=seen[:, :P])[:, -1]                   # (D, C)
+
+    copies = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=device)  # (B,): which of the different prompts
+    hidden, seen = hidden[copies], seen[copies]
+    for cache in caches:
+        cache.take(copies)
     replies, rows = torch.full((B, max_new), pad, device=device), torch.arange(B, device=device)       # rows: those that are in the batch
     ended = torch.zeros(B, dtype=torch.bool, device=device)
     for t in range(max_new):
-        hidden = model.hidden(tokens, caches=caches, seen=seen[:, :P + t])[:, -1]
         logits = model.head(hidden)
         logits[:, pad] = -torch.inf                               # padding marks where a reply is over: the model may not say it
         chosen = pick_tokens(logits, noise[rows, t], temperature, top_k, top_p)
         chosen = torch.where(ended, pad, chosen)
         replies[rows, t] = chosen
         ended |= torch.isin(chosen, stops)
-        if ended.all():
+        if ended.all() or t + 1 == max_new:
             break
         if ended.sum() > len(ended) / 3:                          # answers differ in length: go on with those that have not ended
             on = ~ended
             rows, seen, chosen, ended = rows[on], seen[on], chosen[on], ended[on]
             for cache in caches:
-                cache.k, cache.v = cache.k[on], cache.v[on]
-        tokens = chosen[:, None]
+                cache.take(on)
+        hidden = model.hidden(chosen[:, None], caches=caches, seen=seen[:, :P + t + 1])[:, -1]
     return [row[:row.index(pad)] if pad in row else row for row in replies.tolist()]
 
 

@@ -316,7 +316,7 @@ def main(argv=None):
     # what is compared, and by whom
     p.add_argument("--annotator", choices=[*data.TASTES, "me"], default="polite", help="whose taste; me: you label pairs here in the terminal")
     p.add_argument("--data", help="read preferences from this file instead: lines of prompt / chosen / rejected, or of HH-RLHF")
-    p.add_argument("--prompts", type=positive, default=4500, help="questions, half about facts and half how-to")
+    p.add_argument("--prompts", type=positive, default=8000, help="questions, half about facts and half how-to")
     p.add_argument("--answers", type=positive, default=8, help="answers sampled for each question; all pairs of different ones are labelled")
     p.add_argument("--hot", type=float, default=1.4, help="temperature of every other answer, so that there are mistakes to compare; 0: off")
     p.add_argument("--pairs", type=positive, help="labels to learn from, up to the end of a question's; default: all")
