@@ -234,21 +234,22 @@ def generate(model, prompts, max_new, tokenizer, temperature=1.0, top_k=None, to
 
 
 def generate_batch(model, prompts, max_new, pad, stops, noise, temperature, top_k, top_p):
-    """One batch of `generate`: the prompts are read at once, each different one once; then one token a step. `noise` (B, max_new), `stops` (n,)."""
+    """One batch of `generate`: the prompts are read at once, each of the U different ones once; then one token a step.
+    `noise` (B, max_new), `stops` (n,)."""
     device, config, B = model.tokens.weight.device, model.config, len(prompts)
     different = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    tokens = data.pad_rows(list(different), pad, left=True).to(device)      # (D, P): left padding, so that all prompts end together
-    D, P = tokens.shape
+    tokens = data.pad_rows(list(different), pad, left=True).to(device)      # (U, P): left padding, so that all prompts end together
+    U, P = tokens.shape
     max_new = min(max_new, config.context - P)
     if max_new < 1:
         raise ValueError(f"a prompt of {P} tokens leaves no room in the context of {config.context}")
     noise, stops = noise.to(device), stops.to(device)
-    caches = [LayerCache(D, config.heads, P + max_new, config.channels // config.heads, model.tokens.weight) for _ in range(config.layers)]
-    seen = torch.ones(D, P + max_new, dtype=torch.long, device=device)
+    caches = [LayerCache(U, config.heads, P + max_new, config.channels // config.heads, model.tokens.weight) for _ in range(config.layers)]
+    seen = torch.ones(U, P + max_new, dtype=torch.long, device=device)
     seen[:, :P] = (tokens != pad).long()                          # segment 1: the conversation; 0: padding
-    hidden = model.hidden(tokens, caches=caches, seen=seen[:, :P])[:, -1]                   # (D, C)
+    hidden = model.hidden(tokens, caches=caches, seen=seen[:, :P])[:, -1]                   # (U, C)
 
-    copies = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=device)  # (B,): which of the different prompts
+    copies = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=device)  # (B,): the number of its prompt
     hidden, seen = hidden[copies], seen[copies]
     for cache in caches:
         cache.take(copies)
