@@ -1092,7 +1092,8 @@ def read_preferences(path):
 
     `prompt` is a list of (role, text) turns that ends with the user's, the answers are str. Forms: HH-RLHF (Bai et al. 2022a), {"chosen",
     "rejected"} of "\n\nHuman: ...\n\nAssistant: ...", split at the last "\n\nAssistant:"; {"prompt", "chosen", "rejected"} with
-    strings or message lists; {"chosen", "rejected"} with message lists that hold the prompt too.
+    strings or message lists; {"chosen", "rejected"} with message lists that hold the prompt too. With "votes": [2, 1], as reward.py writes
+    them, a record is a pair twice, and once with chosen and rejected exchanged.
     """
     def read(record):
         if "prompt" in record:
@@ -1104,10 +1105,12 @@ def read_preferences(path):
         why = why_useless(chosen) or why_useless(rejected)
         if why or chosen[:-1] != rejected[:-1]:
             return why or "with different prompts"
-        return "with equal answers" if chosen == rejected else (chosen[:-1], chosen[-1][1], rejected[-1][1])
+        won, lost = map(int, record.get("votes", (1, 0)))
+        return "with equal answers" if chosen == rejected else (chosen[:-1], chosen[-1][1], rejected[-1][1], won, lost)
 
-    return read_usable(path, read, ['{"prompt", "chosen", "rejected"}, strings or message lists,',
-                                    r'{"chosen", "rejected"}, message lists or "\n\nHuman: ...\n\nAssistant: ..."'])
+    voted, skipped = read_usable(path, read, ['{"prompt", "chosen", "rejected"}, strings or message lists,',
+                                              r'{"chosen", "rejected"}, message lists or "\n\nHuman: ...\n\nAssistant: ..."'])
+    return [pair for prompt, a, b, won, lost in voted for pair in [(prompt, a, b)] * won + [(prompt, b, a)] * lost], skipped
 
 
 def read_prompts(path):

@@ -3,8 +3,8 @@
     P(chosen beats rejected) = sigmoid(r_chosen - r_rejected)        # Bradley & Terry 1952
     loss = -log sigmoid(r_chosen - r_rejected)                       # Ouyang et al. 2022, eq. 1
 
-Several answers to each prompt are sampled from the SFT model, and a simulated annotator ranks them in pairs. The annotator has a
-known taste u (correct, polite, to the point) and prefers A with probability sigmoid(u_A - u_B): people disagree, also with
+Several answers to each prompt are sampled from the SFT model, and simulated annotators compare them in pairs, three of them each pair. They
+share a known taste u (correct, polite, to the point) and prefer A with probability sigmoid(u_A - u_B): people disagree, also with
 themselves. The reward model sees only the labels, never u.
 
     python reward.py                      reads out/sft.pt, writes out/reward.pt and out/preferences.jsonl
@@ -98,12 +98,13 @@ def with_strays(world, answered):
     return added
 
 
-def annotate(world, answered, seed, taste="polite"):
-    """The simulated annotator: every pair of answers to a question gets one noisy choice -> groups."""
+def annotate(world, answered, seed, taste="polite", votes=1):
+    """The simulated annotators: every pair of answers to a question gets this many noisy choices, and its target is their mean -> groups."""
     rng, groups = random.Random(f"annotator {seed}"), []
     for question, answers in answered:
         u = [data.utility(world, question, a, taste) for a in answers]
-        pairs = [(i, j, float(rng.random() < sigmoid(u[i] - u[j]))) for i, j in itertools.combinations(range(len(answers)), 2)]
+        p_first = {(i, j): sigmoid(u[i] - u[j]) for i, j in itertools.combinations(range(len(answers)), 2)}
+        pairs = [(i, j, sum(rng.random() < p for _ in range(votes)) / votes) for (i, j), p in p_first.items()]
         groups.append((question, answers, pairs))
     return groups
 
@@ -133,23 +134,25 @@ def ask_the_reader(answered, path, seed):
 
 
 def groups_of(pairs):
-    """[(prompt, chosen, rejected)], as data.read_preferences gives them -> groups: the answers to one prompt together."""
+    """[(prompt, chosen, rejected)], as data.read_preferences gives them -> groups: the answers to one prompt together, and of several votes
+    on the same two answers the mean."""
     groups = {}
     for prompt, chosen, rejected in pairs:
-        _, answers, labels = groups.setdefault(json.dumps(prompt), (prompt, {}, []))
+        _, answers, votes = groups.setdefault(json.dumps(prompt), (prompt, {}, defaultdict(list)))
         i, j = (answers.setdefault(text, len(answers)) for text in (chosen, rejected))
-        labels.append((i, j, 1.0))
-    return [(prompt, list(answers), labels) for prompt, answers, labels in groups.values()]
+        votes[min(i, j), max(i, j)].append(float(i < j))
+    return [(prompt, list(answers), [(i, j, sum(v) / len(v)) for (i, j), v in votes.items()]) for prompt, answers, votes in groups.values()]
 
 
-def write_preferences(path, groups):
-    """One line a label: {"prompt", "chosen", "rejected"}."""
+def write_preferences(path, groups, votes=1):
+    """One line a pair: {"prompt", "chosen", "rejected"}, and "votes": how many of several were for chosen and for rejected."""
     with open(path, "w", encoding="utf-8") as file:
         for question, answers, pairs in groups:
             prompt = question if isinstance(question, str) else [{"role": role, "content": text} for role, text in question]
             for i, j, target in pairs:
-                chosen, rejected = (i, j) if target else (j, i)
-                file.write(json.dumps({"prompt": prompt, "chosen": answers[chosen], "rejected": answers[rejected]}) + "\n")
+                chosen, rejected, won = (i, j, round(votes * target)) if target > 0.5 else (j, i, round(votes * (1 - target)))
+                more = {"votes": [won, votes - won]} if votes > 1 else {}
+                file.write(json.dumps({"prompt": prompt, "chosen": answers[chosen], "rejected": answers[rejected]} | more) + "\n")
 
 
 def sigmoid(x):
@@ -319,7 +322,8 @@ def main(argv=None):
     p.add_argument("--prompts", type=positive, default=8000, help="questions, half about facts and half how-to")
     p.add_argument("--answers", type=positive, default=8, help="answers sampled for each question; all pairs of different ones are labelled")
     p.add_argument("--hot", type=float, default=1.4, help="temperature of every other answer, so that there are mistakes to compare; 0: off")
-    p.add_argument("--pairs", type=positive, help="labels to learn from, up to the end of a question's; default: all")
+    p.add_argument("--votes", type=positive, default=3, help="annotators who are asked about each pair; their share is what is learnt")
+    p.add_argument("--pairs", type=positive, help="pairs to learn from, up to the end of a question's; default: all")
     # how to train
     p.add_argument("--epochs", type=positive, default=1, help="times each pair is read; more than one only if pairs are few")
     p.add_argument("--batch-size", type=positive, default=8, help="questions a step, with all their pairs, on all GPUs together")
@@ -354,7 +358,7 @@ def main(argv=None):
             ask_the_reader(answered, out / "my_preferences.jsonl", args.seed)
             groups = from_file(out / "my_preferences.jsonl", tokenizer, policy.config.context)
         else:
-            groups = annotate(world, with_strays(world, answered), args.seed, args.annotator)
+            groups = annotate(world, with_strays(world, answered), args.seed, args.annotator, args.votes)
     if args.pairs:
         totals = np.cumsum([len(pairs) for _, _, pairs in groups])
         groups = groups[:int(np.searchsorted(totals, args.pairs)) + 1]
@@ -371,7 +375,7 @@ def main(argv=None):
     n_pairs = sum(len(pairs) for _, _, pairs in groups)
     print(f"{device}, {n_pairs} labelled pairs of {sum(len(a) for _, a, _ in groups)} different answers to {len(groups)} prompts")
     if not args.data and rank() == 0:
-        write_preferences(out / "preferences.jsonl", write)
+        write_preferences(out / "preferences.jsonl", write, args.votes if known else 1)
 
     # The scale: what the SFT model says to prompts of training is 0 on average, with standard deviation 1
     if world:
