@@ -99,6 +99,30 @@ def test_the_annotator_follows_bradley_and_terry():
         assert sum(target for *_, target in labels) / 4000 == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / 4000))
 
 
+def test_votes_are_averaged():
+    """Three annotators of whom one is heard, or whose majority passes for a certainty."""
+    world = data.World(0)
+    question = data.fact_questions(world, "test")[0]
+    answers = ["Well, let me think.", data.best_answer(world, question)]
+    p = 1 / (1 + math.exp(data.utility(world, question, answers[1]) - data.utility(world, question, answers[0])))
+    targets = [pairs[0][2] for *_, pairs in reward.annotate(world, [(question, answers)] * 4000, seed=5, votes=3)]
+    counts = [targets.count(k / 3) for k in range(4)]
+    assert sum(counts) == 4000
+    for k, binomial in enumerate([(1 - p) ** 3, 3 * p * (1 - p) ** 2, 3 * p ** 2 * (1 - p), p ** 3]):
+        assert counts[k] / 4000 == pytest.approx(binomial, abs=4 * math.sqrt(binomial / 4000))
+
+
+def test_votes_survive_their_file(tmp_path):
+    """A vote of two against one that comes back as three to none, or as two pairs that are not known to be the same."""
+    groups = [("Q?", ["a", "b", "c"], [(0, 1, 1 / 3), (0, 2, 1.0), (1, 2, 2 / 3)])]
+    reward.write_preferences(tmp_path / "p.jsonl", groups, votes=3)
+    lines = [json.loads(line) for line in open(tmp_path / "p.jsonl", encoding="utf-8")]
+    assert lines[0] == {"prompt": "Q?", "chosen": "b", "rejected": "a", "votes": [2, 1]} and lines[1]["votes"] == [3, 0]
+    (_, answers, pairs), = reward.groups_of(data.read_preferences(tmp_path / "p.jsonl")[0])
+    shares = {(answers[i], answers[j]): target for i, j, target in pairs}
+    assert shares == {("b", "a"): pytest.approx(2 / 3), ("a", "c"): pytest.approx(1.0), ("b", "c"): pytest.approx(2 / 3)}
+
+
 def test_all_pairs_of_a_question_share_a_batch(monkeypatch):
     """Pairs shuffled over the epoch: each answer is then read again and again, and the model overfits in one pass (InstructGPT)."""
     read, real = [], reward.score
