@@ -1106,6 +1106,8 @@ def read_preferences(path):
         if why or chosen[:-1] != rejected[:-1]:
             return why or "with different prompts"
         won, lost = map(int, record.get("votes", (1, 0)))
+        if min(won, lost) < 0 or won + lost == 0:
+            return "with votes that are none"
         return "with equal answers" if chosen == rejected else (chosen[:-1], chosen[-1][1], rejected[-1][1], won, lost)
 
     voted, skipped = read_usable(path, read, ['{"prompt", "chosen", "rejected"}, strings or message lists,',

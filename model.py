@@ -5,7 +5,7 @@
     python model.py gpt2 --base                                    continue a text with GPT-2's own weights
     python model.py out/ppo.pt --export DIR                        write it the way transformers reads it
 
-Letters for sizes: B batch, T tokens, C channels, H heads, D channels per head, V vocabulary, L layers, P prompt, R response.
+Letters for sizes: B batch, T tokens, C channels, H heads, D channels per head, V vocabulary, P prompt, U different prompts.
 One convention everywhere: logits[:, t] predicts tokens[:, t+1], so logp[:, t] belongs to tokens[:, t+1].
 """
 import argparse

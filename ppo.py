@@ -19,6 +19,7 @@ import argparse
 import math
 import runpy
 import time
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,8 @@ def rollout(policy, reference, value, tokenizer, questions, score_answers, beta,
     prompts = [data.chat_prompt(tokenizer, q) for q in questions]
     # temperature 1, no top-k, no top-p: any other sampling is not what is scored below, the usual cause of a "negative KL"
     replies = generate(policy, prompts, max_new, tokenizer, seed=seed)
+    if not all(replies):
+        raise SystemExit("the policy has diverged and gives no answers: lower --lr")
     sampled = time.perf_counter()
     device = policy.tokens.weight.device
     tokens = data.pad_rows([p + r for p, r in zip(prompts, replies)], tokenizer.pad).to(device)
@@ -140,15 +143,17 @@ def update(policy, value, optimizer, batch, epochs, clip, max_approx_kl=0.2):
         values_new = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
         logratio = (logp_new - logp_old).detach() * mask
         # Old and new scores have to be one computation: this catches dropout, another mask or batch, a policy that has moved. It does not see
-        # the sampler: that tokens are drawn from the distribution that is scored is tested in tests/test_model.py
+        # the sampler: that tokens are drawn from the distribution that is scored is tested in tests/test_ppo.py
         if step == 0 and not logratio.abs().max() <= 1e-4:
             raise AssertionError(f"the ratio should be 1 before the first step, but a log-ratio is {logratio.abs().max():.2g}")
         # samples are the old policy's, so this is k3 of KL(old || new): ratio - 1 - log ratio
-        approx_kl = masked_mean(kl_estimates(-logratio, torch.zeros_like(logratio))[1], mask).item()
+        approx_kl = masked_mean(kl_estimates(logp_old * mask, logp_new.detach() * mask)[1], mask).item()
         if approx_kl > max_approx_kl:                             # this rollout no longer describes the policy
             break
         loss_p = policy_loss(logp_new, logp_old, advantages[i], mask, clip)
         loss_v = value_loss(values_new, batch["values"][i], batch["returns"][i], mask, clip)
+        if not torch.isfinite(loss_p + loss_v):
+            raise SystemExit("the loss is no longer a number: lower --lr and --value-lr")
         optimizer.zero_grad()
         (loss_p + loss_v).backward()                              # two networks that share nothing: one backward serves both
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -177,7 +182,7 @@ def train(policy, reference, value, tokenizer, questions_at, score_answers, args
         mask, lengths = batch["mask"], batch["mask"].sum(1)
         explained = 1 - (masked_mean((batch["returns"] - batch["values"]) ** 2, mask)
                          / masked_mean((batch["returns"] - masked_mean(batch["returns"], mask)) ** 2, mask)).item()
-        k1, k3 = kl_estimates(batch["logp"], batch["logp_ref"])
+        k1, k3 = kl_estimates(batch["logp"] * mask, batch["logp_ref"] * mask)
         row = {"iteration": step + 1, "score": batch["scores"].mean().item(), "kl_nats": batch["kl"].mean().item(),
                "kl_k1_nats": (k1 * mask).sum(1).mean().item(), "kl_k3_nats": (k3 * mask).sum(1).mean().item(),
                "reward_after_kl": batch["rewards"].sum(1).mean().item(), "entropy_nats_per_token": masked_mean(batch["entropy"], mask).item(),
@@ -244,7 +249,7 @@ def function_scorer(function, tokenizer, reference_answers):
     def values(conversations):
         numbers = [function(q, a) for q, a in conversations]
         for (q, a), number in zip(conversations, numbers):
-            if not isinstance(number, (int, float)) or not math.isfinite(number):
+            if not isinstance(number, Real) or not math.isfinite(number):
                 raise SystemExit(f"--reward: the function should return a number, but for {q!r}, {a!r} it returned {number!r}")
         return torch.tensor(numbers, dtype=torch.float32)
 
@@ -290,7 +295,7 @@ def evaluate(policy, reference, tokenizer, world, n, seed, taste):
         formats = ("10.2f", "9.3f", "8.3f", "8.3f", "8.3f", "10.2f", "7.1f")
         print(f"  {name.replace('_', ', '):>20}" + "".join(f"{value:{f}}" for value, f in zip(row.values(), formats)))
     figures |= compare(gold["ppo"], gold["sft"]) | {"win_rate_over_greedy": compare(gold["ppo"], gold["sft_greedy"])["win_rate"]}
-    figures["gap_closed"] = (figures["gold_ppo"] - figures["gold_sft"]) / (figures["gold_best"] - figures["gold_sft"])
+    figures["gap_closed"] = (figures["gold_ppo"] - figures["gold_sft"]) / max(figures["gold_best"] - figures["gold_sft"], 1e-9)
     return {k: float(v) for k, v in figures.items()}, list(zip(questions, answers["sft"], answers["ppo"]))
 
 

@@ -216,6 +216,8 @@ def normalise(reward_model, tokenizer, conversations, std=None):
     KL coefficient and value clip only mean something on a fixed scale."""
     raw = score_texts(reward_model, tokenizer, conversations)
     mean, std = raw.mean().item(), std or raw.std().item()
+    if not std > 0:                                               # 0, or not a number
+        raise SystemExit(f"the {len(raw)} reference answers have no spread of scores to serve as a scale: raise --prompts, or lower --lr")
     return {"mean": mean, "std": std, "lowest": (raw.min().item() - mean) / std}
 
 
@@ -406,7 +408,7 @@ def main(argv=None):
         print(f"\nheld-out prompts: accuracy {figures['accuracy']:.3f} [{figures['accuracy_low']:.3f}, {figures['accuracy_high']:.3f}], "
               f"chance 0.500, {figures['prompts_heldout']} prompts")
     write_results(out, "reward", history, figures)
-    show(reward_model, tokenizer, world, tests, scale)
+    show(reward_model, tokenizer, world if known else None, tests, scale)
     print(f"\nwrote {out / 'reward.pt'}" + (f" and {out / 'preferences.jsonl'}" if world else "") + "; next: python ppo.py"
           + (" --prompts FILE" if checkpoint.get("world_seed") is None else ""))
 

@@ -177,6 +177,37 @@ def test_the_ratio_is_one_before_the_first_step():
         assert torch.allclose(batch["logp"][row][batch["mask"][row] == 1], alone, atol=1e-4)
 
 
+def test_answers_are_sampled_from_what_is_scored():
+    """Sampling at another temperature, or with top-k, and scoring at 1: the usual cause of a "negative KL"."""
+    policy, _, _, batch = real_rollout()
+    prompts = [data.chat_prompt(TOKENIZER, q) for q in QUESTIONS]
+    assert batch["replies"] == m.generate(policy, prompts, 10, TOKENIZER, temperature=1.0, seed=(0, 41, 0))
+
+
+def test_what_stands_at_the_padding_changes_no_update():
+    """Whitening, or a loss, over padding: the update then depends on what happens to stand there."""
+    weights = []
+    for garbage in (0.0, 9.0):
+        policy, _, value, batch = real_rollout()
+        for name in ("logp", "values", "advantages", "returns"):
+            batch[name] += garbage * (1 - batch["mask"])
+        optimizer = torch.optim.SGD([*policy.parameters(), *value.parameters()], lr=0.1)
+        ppo.update(policy, value, optimizer, batch, 2, 0.2)
+        weights.append(torch.cat([p.detach().flatten() for p in [*policy.parameters(), *value.parameters()]]))
+    assert torch.equal(*weights)
+
+
+def test_a_run_that_diverges_says_so():
+    """An index error from inside the sampler, when the rate was far too high."""
+    policy, reference, value, batch = real_rollout()
+    batch["returns"] *= math.nan
+    with pytest.raises(SystemExit, match="lower --lr"):
+        ppo.update(policy, value, torch.optim.SGD(policy.parameters(), lr=0.1), batch, 1, 0.2)
+    policy.norm.weight.data *= math.nan
+    with pytest.raises(SystemExit, match="diverged"):
+        ppo.rollout(policy, reference, value, TOKENIZER, QUESTIONS, lambda q, r: torch.zeros(len(r)), 0.1, 10, -3.0, 8, (0, 41, 0))
+
+
 def test_the_mask_covers_the_answer_and_nothing_else():
     """Training on the question's tokens, or forgetting end-of-text, so that the policy never learns to stop."""
     _, _, _, batch = real_rollout()
@@ -233,10 +264,10 @@ def test_no_stale_gradients():
     for stale in (None, 1.0):
         policy, _, value, batch = real_rollout()
         optimizer = torch.optim.SGD([*policy.parameters(), *value.parameters()], lr=0.1)
-        for p in policy.parameters():
+        for p in [*policy.parameters(), *value.parameters()]:
             p.grad = torch.full_like(p, stale) if stale else None
         ppo.update(policy, value, optimizer, batch, 1, 0.2)
-        weights.append(policy.tokens.weight.detach())
+        weights.append(torch.cat([p.detach().flatten() for p in [*policy.parameters(), *value.parameters()]]))
     assert torch.equal(*weights)
 
 

@@ -98,11 +98,22 @@ def test_every_stage_writes_what_it_says(out):
     assert len((out / "rlaif_traces.jsonl").read_text().splitlines()) == 7 and len((out / "preferences.jsonl").read_text().splitlines()) > 10
 
 
+def test_the_reader_can_be_the_annotator(out, tmp_path, monkeypatch):
+    """The showcase of Stage 3 that ends in a traceback, since prompts of a file are conversations and those of the world are text."""
+    smaller_evaluations(monkeypatch)
+    monkeypatch.setattr("builtins.input", lambda question: "1")
+    run("reward", tmp_path, "--init", str(out / "sft.pt"), "--annotator", "me")
+    labels = (tmp_path / "my_preferences.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(labels) >= 20 and json.loads((tmp_path / "reward.json").read_text(encoding="utf-8"))["prompts_heldout"] == len(labels) // 10
+
+
 def test_every_stage_changes_the_model(out):
     """A loop that runs, logs and saves, and whose optimizer holds another model's weights."""
     for before, after in [("pretrain", "sft"), ("sft", "ppo"), ("pretrain", "slcai"), ("slcai", "rlaif")]:
         a, b = weights(out / f"{before}.pt"), weights(out / f"{after}.pt")
         assert any(not torch.equal(a[k], b[k]) for k in a)
+    with open(out / "ppo.csv", encoding="utf-8", newline="") as file:         # measured from the frozen model, not from the policy itself
+        assert float(list(csv.DictReader(file))[-1]["kl_nats"]) > 0
     sft_weights, rm = weights(out / "sft.pt"), weights(out / "reward.pt")
     assert rm.keys() == {f"gpt.{k}" for k in sft_weights} | {"scalar.weight", "scalar.bias"}
 
