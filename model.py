@@ -264,7 +264,7 @@ def generate_batch(model, prompts, max_new, pad, stops, noise, temperature, top_
         ended |= torch.isin(chosen, stops)
         if ended.all() or t + 1 == max_new:
             break
-        if ended.sum() > len(ended) / 3:                          # answers differ in length: go on with those that have not ended
+        if ended.sum() > len(ended) / 3:                          # go on with the others; not each time one ends, for it copies the caches
             on = ~ended
             rows, seen, chosen, ended = rows[on], seen[on], chosen[on], ended[on]
             for cache in caches:
