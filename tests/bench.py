@@ -1,7 +1,10 @@
-"""Speed, as ratios side by side in one run: python tests/bench.py (transformers is optional). Not a test: run it on a machine that does nothing else.
+"""Speed, as ratios side by side in one run: python tests/bench.py (transformers is optional). Not a
+test: run it on a machine that does nothing else.
 
-1. one PPO iteration: 128 prompts of 16 tokens, answers of 32, separate value model, 4 epochs, the default network
-2. sampling those answers with our cache, without one, and with transformers' generate on the same weights
+1. one PPO iteration: 128 prompts of 16 tokens, answers of 32, separate value model, 4 epochs, the
+default network
+2. sampling those answers with our cache, without one, and with transformers' generate on the same
+weights
 """
 import sys
 import tempfile
@@ -43,33 +46,59 @@ def generate_without_cache(model, prompts, max_new, pad, noise):
 
 def main():
     torch.manual_seed(0)
-    tokenizer = data.Tokenizer(data.train_bpe(data.unmark(" ".join(data.write_document(data.World(0), "bench", i)[1] for i in range(3000))), 1180))
+    tokenizer = data.Tokenizer(
+        data.train_bpe(
+            data.unmark(
+                " ".join(data.write_document(data.World(0), "bench", i)[1] for i in range(3000))
+            ),
+            1180,
+        )
+    )
     policy = GPT(GPTConfig(tokenizer.n_vocab)).eval()
-    with torch.no_grad():                                         # nobody says end-of-text, so that all answers have the full length
+    # nobody says end-of-text, so that all answers have the full length
+    with torch.no_grad():
         policy.norm.bias[0] = 10.0
         policy.tokens.weight[:, 0] = 0.0
         policy.tokens.weight[tokenizer.eot, 0] = -10.0
     reference, value = copy_of(policy), ScalarModel(copy_of(policy)).eval()
-    ids = torch.randint(0, 256, (B, P - 2))                       # a question, between the two role tokens
+    # a question, between the two role tokens
+    ids = torch.randint(0, 256, (B, P - 2))
     prompts = [[tokenizer.user, *row, tokenizer.assistant] for row in ids.tolist()]
     questions = list(range(B))
     data.chat_prompt = lambda tokenizer, i: prompts[i]            # prompts of just this length
     optimizer = torch.optim.Adam([*policy.parameters(), *value.parameters()], lr=1e-5, eps=1e-5)
     parts = {"rollout": [], "score": [], "update": []}
     for step in range(6):
-        batch = ppo.rollout(policy, reference, value, tokenizer, questions, lambda q, r: torch.zeros(len(r)), 0.1, R, -1.0, 64, (0, step))
+        batch = ppo.rollout(
+            policy,
+            reference,
+            value,
+            tokenizer,
+            questions,
+            lambda q, r: torch.zeros(len(r)),
+            0.1,
+            R,
+            -1.0,
+            64,
+            (0, step),
+        )
         assert batch["mask"].sum() == B * R
         began = time.perf_counter()
         ppo.update(policy, value, optimizer, batch, 4, 0.2)
         for name, s in (batch["seconds"] | {"update": time.perf_counter() - began}).items():
             parts[name].append(s)
     parts = {name: float(np.median(s[1:])) for name, s in parts.items()}
-    print(f"{torch.get_num_threads()} threads; one PPO iteration: {sum(parts.values()):.2f} s = " + " + ".join(f"{name} {s:.2f}" for name, s in parts.items()))
+    print(
+        f"{torch.get_num_threads()} threads; one PPO iteration: {sum(parts.values()):.2f} s = "
+        + " + ".join(f"{name} {s:.2f}" for name, s in parts.items())
+    )
 
     noise = torch.rand(B, R)
     ours = seconds(lambda: generate(policy, prompts, R, tokenizer))
     slow = seconds(lambda: generate_without_cache(policy, prompts, R, tokenizer.pad, noise))
-    print(f"sampling: {B * R / ours:.0f} tokens/s; without a cache {B * R / slow:.0f}, {slow / ours:.1f} times slower")
+    print(
+        f"sampling: {B * R / ours:.0f} tokens/s; without a cache {B * R / slow:.0f}, {slow / ours:.1f} times slower"
+    )
     try:
         import transformers
     except ImportError:
@@ -78,8 +107,19 @@ def main():
         export_gpt2(policy, tokenizer, folder)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     inputs = torch.tensor(prompts)
-    theirs_s = seconds(lambda: theirs.generate(inputs, attention_mask=torch.ones_like(inputs), do_sample=True, top_k=0, max_new_tokens=R, min_new_tokens=R))
-    print(f"transformers {transformers.__version__} generate: {B * R / theirs_s:.0f} tokens/s, {theirs_s / ours:.1f} times slower")
+    theirs_s = seconds(
+        lambda: theirs.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=R,
+            min_new_tokens=R,
+        )
+    )
+    print(
+        f"transformers {transformers.__version__} generate: {B * R / theirs_s:.0f} tokens/s, {theirs_s / ours:.1f} times slower"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Puts the repository on the path, so that `import model` finds model.py, and keeps the sums the same on every machine."""
+"""Puts the repository on the path, so that `import model` finds model.py, and keeps the sums the
+same on every machine."""
 import sys
 from pathlib import Path
 

@@ -13,7 +13,8 @@ import pretrain
 import sft
 
 BYTES = data.Tokenizer([bytes([i]) for i in range(256)])
-HH = Path(os.environ.get("HH_FILE", "no file"))               # the first 1,000 lines of HH-RLHF's harmless-base/train.jsonl
+# the first 1,000 lines of HH-RLHF's harmless-base/train.jsonl
+HH = Path(os.environ.get("HH_FILE", "no file"))
 TALK = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]}
 
 
@@ -30,7 +31,8 @@ def messages(*texts, role="role", content="content", names=("user", "assistant")
     return [{role: names[i % 2], content: text} for i, text in enumerate(texts)]
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# ----------------
 # The file around the records
 
 CONTAINERS = {
@@ -40,7 +42,9 @@ CONTAINERS = {
     "windows": lambda a, b: f"{a}\r\n{b}\r\n".encode(),
     "byte order mark": lambda a, b: f"{a}\n{b}\n".encode("utf-8-sig"),
     "list": lambda a, b: f"[{a},\n {b}]".encode(),
-    "indented list": lambda a, b: json.dumps([json.loads(a), json.loads(b)], indent=1).encode("utf-8-sig"),
+    "indented list": lambda a, b: json.dumps([json.loads(a), json.loads(b)], indent=1).encode(
+        "utf-8-sig"
+    ),
     "gzip": lambda a, b: gzip.compress(f"{a}\n{b}\n".encode()),
     "gzipped list": lambda a, b: gzip.compress(f"[{a}, {b}]".encode("utf-8-sig")),
 }
@@ -48,28 +52,47 @@ CONTAINERS = {
 
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_the_same_records_in_every_container(container, tmp_path):
-    """The suffix believed: .json that holds lines, gzip without .gz. And `splitlines`, which cuts a record at a line separator inside a string."""
+    """The suffix believed: .json that holds lines, gzip without .gz. And `splitlines`, which cuts a
+    record at a line separator inside a string."""
     second = {"prompt": "Zoë?\u2028\x85", "completion": "東京"}
     path = tmp_path / "talk.json"
-    path.write_bytes(CONTAINERS[container](json.dumps(TALK), json.dumps(second, ensure_ascii=False)))
+    path.write_bytes(
+        CONTAINERS[container](json.dumps(TALK), json.dumps(second, ensure_ascii=False))
+    )
     conversations, skipped = data.read_conversations(path)
     assert conversations == [said("Hi?", "Yes."), said("Zoë?", "東京")] and not skipped
     where = [place for place, _, _ in data.read_records(path)]
     word = "record" if "list" in container else "line"
-    assert where == (["line 2", "line 5"] if container == "blank lines" else [f"{word} 1", f"{word} 2"])
+    assert where == (
+        ["line 2", "line 5"] if container == "blank lines" else [f"{word} 1", f"{word} 2"]
+    )
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git-lfs pointer.*git lfs pull"),
-    (b"", "bad.jsonl is empty"), (b" \r\n\n", "bad.jsonl is empty"), (b"[]", "holds nothing of use"),
-    (gzip.compress(json.dumps(TALK).encode())[:-9], "not a whole gzip file"), (gzip.compress(b"{}" * 99)[:20] + b"junk", "not a whole gzip file"),
-    ("{'messages': 'café'}".encode("latin-1"), "not UTF-8 text"), (json.dumps(TALK).encode("utf-16"), "not UTF-8 text"),
-    (json.dumps(TALK).encode() + b"\n\n{oops\n", "line 3: not JSON .*'{oops'"), (b"Hi there\n", "line 1: not JSON .*'Hi there'"),
-    (b'[{"prompt": "a",\n "completion": "b"},\n {"prompt" "c"}]', "line 3: not JSON"), (b'[{"prompt": "a"}', "line 1: not JSON"),
-    (b"[" * 100000, "line 1: not JSON"), (b'{"prompt": ' + b"1" * 5000 + b"}", "line 1: "),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+            "git-lfs pointer.*git lfs pull",
+        ),
+        (b"", "bad.jsonl is empty"),
+        (b" \r\n\n", "bad.jsonl is empty"),
+        (b"[]", "holds nothing of use"),
+        (gzip.compress(json.dumps(TALK).encode())[:-9], "not a whole gzip file"),
+        (gzip.compress(b"{}" * 99)[:20] + b"junk", "not a whole gzip file"),
+        ("{'messages': 'café'}".encode("latin-1"), "not UTF-8 text"),
+        (json.dumps(TALK).encode("utf-16"), "not UTF-8 text"),
+        (json.dumps(TALK).encode() + b"\n\n{oops\n", "line 3: not JSON .*'{oops'"),
+        (b"Hi there\n", "line 1: not JSON .*'Hi there'"),
+        (b'[{"prompt": "a",\n "completion": "b"},\n {"prompt" "c"}]', "line 3: not JSON"),
+        (b'[{"prompt": "a"}', "line 1: not JSON"),
+        (b"[" * 100000, "line 1: not JSON"),
+        (b'{"prompt": ' + b"1" * 5000 + b"}", "line 1: "),
+    ],
+)
 def test_files_that_cannot_be_read(content, words, tmp_path):
-    """A traceback from json, gzip or codecs; or a git-lfs pointer taken for data, the classic after a clone without lfs."""
+    """A traceback from json, gzip or codecs; or a git-lfs pointer taken for data, the classic after
+    a clone without lfs."""
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
     with pytest.raises(SystemExit, match=rf"bad\.jsonl.*{words}|{words}"):
@@ -81,10 +104,17 @@ def test_files_that_cannot_be_read(content, words, tmp_path):
 
 
 def test_all_readers_know_a_pointer(tmp_path):
-    """A pointer of three lines pre-trained on as prose, or drawn from as a constitution of three principles."""
+    """A pointer of three lines pre-trained on as prose, or drawn from as a constitution of three
+    principles."""
     path = tmp_path / "pointer.txt"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
-    for read in (lambda path: list(data.stream_text(path)), data.read_conversations, data.read_preferences, data.read_prompts, data.read_constitution_file):
+    for read in (
+        lambda path: list(data.stream_text(path)),
+        data.read_conversations,
+        data.read_preferences,
+        data.read_prompts,
+        data.read_constitution_file,
+    ):
         with pytest.raises(SystemExit, match="pointer.txt is a git-lfs pointer"):
             read(path)
 
@@ -94,171 +124,340 @@ def test_windows_line_ends_in_plain_text(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_bytes(b"Be kind.\r\n\r\nDo not lie.\r\n")
     assert "".join(text for text, _ in data.stream_text(path)) == "Be kind.\n\nDo not lie.\n"
-    assert data.read_prompts(path) == [c["principle"] for c in data.read_constitution_file(path)] == ["Be kind.", "Do not lie."]
+    assert (
+        data.read_prompts(path)
+        == [c["principle"] for c in data.read_constitution_file(path)]
+        == ["Be kind.", "Do not lie."]
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# ----------------
 # Conversations
 
 CONVERSATIONS = [
-    ({"messages": messages("Hi?", "Yes.", " Where? ", "In Rome.")}, said("Hi?", "Yes.", "Where?", "In Rome.")),
-    ({"messages": [{"role": "system", "content": "Be kind."}, *messages("Hi?", "Yes.")]}, said("Be kind.\n\nHi?", "Yes.")),
-    ({"messages": [{"role": "system", "content": ""}, *messages("Hi?", "Yes.")], "prompt": "Hi?", "id": 3}, said("Hi?", "Yes.")),
-    ({"conversations": messages("Hi?", "Yes.", role="from", content="value", names=("human", "gpt"))}, said("Hi?", "Yes.")),
-    ({"conversations": [{"from": "system", "value": "Be kind."}, {"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Yes."}]},
-     said("Be kind.\n\nHi?", "Yes.")),
+    (
+        {"messages": messages("Hi?", "Yes.", " Where? ", "In Rome.")},
+        said("Hi?", "Yes.", "Where?", "In Rome."),
+    ),
+    (
+        {"messages": [{"role": "system", "content": "Be kind."}, *messages("Hi?", "Yes.")]},
+        said("Be kind.\n\nHi?", "Yes."),
+    ),
+    (
+        {
+            "messages": [{"role": "system", "content": ""}, *messages("Hi?", "Yes.")],
+            "prompt": "Hi?",
+            "id": 3,
+        },
+        said("Hi?", "Yes."),
+    ),
+    (
+        {
+            "conversations": messages(
+                "Hi?", "Yes.", role="from", content="value", names=("human", "gpt")
+            )
+        },
+        said("Hi?", "Yes."),
+    ),
+    (
+        {
+            "conversations": [
+                {"from": "system", "value": "Be kind."},
+                {"from": "human", "value": "Hi?"},
+                {"from": "gpt", "value": "Yes."},
+            ]
+        },
+        said("Be kind.\n\nHi?", "Yes."),
+    ),
     ({"instruction": "Add.", "input": "1, 2", "output": "3"}, said("Add.\n\n1, 2", "3")),
     ({"instruction": "Say hi.", "input": "", "output": "Hi."}, said("Say hi.", "Hi.")),
     ({"instruction": "Say hi.", "output": "Hi."}, said("Say hi.", "Hi.")),
     ({"prompt": "Hi?", "completion": " Yes."}, said("Hi?", "Yes.")),
-    ({"prompt": messages("Hi?", "Yes.", "Where?"), "completion": [{"role": "assistant", "content": "In Rome."}]},
-     said("Hi?", "Yes.", "Where?", "In Rome.")),
-    ({"prompt": "\n\nHuman: Hi?\n\nAssistant: Yes.\n\nHuman: Where?\n\nAssistant:", "completion": " In Rome."},
-     said("Hi?", "Yes.", "Where?", "In Rome.")),
+    (
+        {
+            "prompt": messages("Hi?", "Yes.", "Where?"),
+            "completion": [{"role": "assistant", "content": "In Rome."}],
+        },
+        said("Hi?", "Yes.", "Where?", "In Rome."),
+    ),
+    (
+        {
+            "prompt": "\n\nHuman: Hi?\n\nAssistant: Yes.\n\nHuman: Where?\n\nAssistant:",
+            "completion": " In Rome.",
+        },
+        said("Hi?", "Yes.", "Where?", "In Rome."),
+    ),
 ]
 
 
 def test_conversations_of_every_form(tmp_path):
     """Turns lost, merged or given to the wrong speaker."""
     for record, turns in CONVERSATIONS:
-        assert data.read_conversations(lines(tmp_path / "one.jsonl", record)) == ([turns], {}), record
+        assert data.read_conversations(lines(tmp_path / "one.jsonl", record)) == ([turns], {}), (
+            record
+        )
     path = lines(tmp_path / "all.jsonl", *[record for record, _ in CONVERSATIONS])
     assert data.read_conversations(path)[0] == [turns for _, turns in CONVERSATIONS]
 
 
 USELESS = [
-    ({"messages": messages("Hi?", "")}, "with an empty answer"), ({"instruction": "Say hi.", "output": None}, "with an empty answer"),
-    ({"messages": messages("Hi?", " ", "What?", "Yes.")}, "with an empty turn"), ({"prompt": "", "completion": "Yes."}, "with an empty turn"),
-    ({"messages": messages("Hi?", "Yes.", "And?")}, "without an answer at the end"), ({"messages": []}, "without an answer at the end"),
-    ({"messages": messages("Hi?", "Yes.", names=("assistant", "user"))}, "without an answer at the end"),
-    ({"messages": messages("Yes?", "Hi?", "No.", names=("assistant", "user"))}, "with turns that are not user, assistant, user, ..."),
-    ({"messages": messages("Hi?", "Hi!", names=("assistant", "assistant"))}, "with turns that are not user, assistant, user, ..."),
-    ({"messages": messages("Hi?", None, "4", "Four.", names=("user", "tool"))}, "with a turn by 'tool'"),
+    ({"messages": messages("Hi?", "")}, "with an empty answer"),
+    ({"instruction": "Say hi.", "output": None}, "with an empty answer"),
+    ({"messages": messages("Hi?", " ", "What?", "Yes.")}, "with an empty turn"),
+    ({"prompt": "", "completion": "Yes."}, "with an empty turn"),
+    ({"messages": messages("Hi?", "Yes.", "And?")}, "without an answer at the end"),
+    ({"messages": []}, "without an answer at the end"),
+    (
+        {"messages": messages("Hi?", "Yes.", names=("assistant", "user"))},
+        "without an answer at the end",
+    ),
+    (
+        {"messages": messages("Yes?", "Hi?", "No.", names=("assistant", "user"))},
+        "with turns that are not user, assistant, user, ...",
+    ),
+    (
+        {"messages": messages("Hi?", "Hi!", names=("assistant", "assistant"))},
+        "with turns that are not user, assistant, user, ...",
+    ),
+    (
+        {"messages": messages("Hi?", None, "4", "Four.", names=("user", "tool"))},
+        "with a turn by 'tool'",
+    ),
 ]
 
 
 def test_useless_conversations_are_skipped_and_counted(tmp_path):
-    """A run that stops at record 51,234 of somebody else's data, or goes on in silence with half of it."""
+    """A run that stops at record 51,234 of somebody else's data, or goes on in silence with half of
+    it."""
     for record, why in USELESS:
-        conversations, skipped = data.read_conversations(lines(tmp_path / "one.jsonl", TALK, record))
+        conversations, skipped = data.read_conversations(
+            lines(tmp_path / "one.jsonl", TALK, record)
+        )
         assert conversations == [said("Hi?", "Yes.")] and skipped == {why: 1}, record
-    conversations, skipped = data.read_conversations(lines(tmp_path / "all.jsonl", TALK, *[record for record, _ in USELESS]))
+    conversations, skipped = data.read_conversations(
+        lines(tmp_path / "all.jsonl", TALK, *[record for record, _ in USELESS])
+    )
     assert len(conversations) + sum(skipped.values()) == 1 + len(USELESS)
-    assert data.reasons(skipped).startswith("1 with a turn by 'tool', 2 with an empty answer, 2 with an empty turn, 2 with turns that are not")
+    assert data.reasons(skipped).startswith(
+        "1 with a turn by 'tool', 2 with an empty answer, 2 with an empty turn, 2 with turns that are not"
+    )
     with pytest.raises(SystemExit, match="nothing of use: 1 with an empty answer"):
         data.read_conversations(lines(tmp_path / "none.jsonl", USELESS[0][0]))
 
 
-@pytest.mark.parametrize("record, seen", [
-    ({"question": "Hi?", "answer": "Yes."}, '{"question": text, "answer": text}'), ({"prompt": "Hi?"}, '{"prompt": text}'),
-    ({"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "text": "Yes."}]},
-     '[{"role": text, "content": text} or {"role": text, "text": text}]'),
-    ({"messages": "Hi?\nYes."}, '{"messages": text}'), ({"messages": [1]}, '{"messages": [1]}'), ({"messages": None}, '{"messages": null}'),
-    ({"messages": {"role": "user"}}, '{"messages": {"role": text}}'), ({"messages": [{"role": [], "content": ""}]}, '"role": []'),
-    ({"messages": messages("Hi?", 5)}, '"content": 5'), ({"messages": messages("Hi?", ["Yes."])}, '"content": [text]'),
-    ({"instruction": 1, "output": "x"}, '{"instruction": 1, "output": text}'), ({"instruction": "x", "output": 1}, '"output": 1'),
-    ("Hi?", "cannot read text"), (7, "cannot read 7"), (None, "cannot read null"), (["Hi?", "Yes."], "cannot read [text]"),
-    ({"chosen": "a", "rejected": "b"}, '{"chosen": text, "rejected": text}'),
-])
+@pytest.mark.parametrize(
+    "record, seen",
+    [
+        ({"question": "Hi?", "answer": "Yes."}, '{"question": text, "answer": text}'),
+        ({"prompt": "Hi?"}, '{"prompt": text}'),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "Hi?"},
+                    {"role": "assistant", "text": "Yes."},
+                ]
+            },
+            '[{"role": text, "content": text} or {"role": text, "text": text}]',
+        ),
+        ({"messages": "Hi?\nYes."}, '{"messages": text}'),
+        ({"messages": [1]}, '{"messages": [1]}'),
+        ({"messages": None}, '{"messages": null}'),
+        ({"messages": {"role": "user"}}, '{"messages": {"role": text}}'),
+        ({"messages": [{"role": [], "content": ""}]}, '"role": []'),
+        ({"messages": messages("Hi?", 5)}, '"content": 5'),
+        ({"messages": messages("Hi?", ["Yes."])}, '"content": [text]'),
+        ({"instruction": 1, "output": "x"}, '{"instruction": 1, "output": text}'),
+        ({"instruction": "x", "output": 1}, '"output": 1'),
+        ("Hi?", "cannot read text"),
+        (7, "cannot read 7"),
+        (None, "cannot read null"),
+        (["Hi?", "Yes."], "cannot read [text]"),
+        ({"chosen": "a", "rejected": "b"}, '{"chosen": text, "rejected": text}'),
+    ],
+)
 def test_a_record_that_cannot_be_read_is_named(record, seen, tmp_path):
-    """KeyError: 'messages', and a million lines to search; or a list of parts learnt as if it were text."""
+    """KeyError: 'messages', and a million lines to search; or a list of parts learnt as if it were
+    text."""
     path = lines(tmp_path / "talk.jsonl", TALK, record)
-    for text, place in ((path.read_text(), "line 2"), (f"[{','.join(path.read_text().splitlines())}]", "record 2")):
+    for text, place in (
+        (path.read_text(), "line 2"),
+        (f"[{','.join(path.read_text().splitlines())}]", "record 2"),
+    ):
         path.write_text(text)
         with pytest.raises(SystemExit) as stop:
             data.read_conversations(path)
         words = str(stop.value)
         assert words.startswith(f"{path}, {place}: cannot read ") and seen in words
-        for form in ('"messages": [{"role", "content"}]', '"conversations": [{"from", "value"}]', '"instruction", "input", "output"', '"prompt", "completion"'):
+        for form in (
+            '"messages": [{"role", "content"}]',
+            '"conversations": [{"from", "value"}]',
+            '"instruction", "input", "output"',
+            '"prompt", "completion"',
+        ):
             assert form in words
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# ----------------
 # Preferences
 
-HH_PAIR = {"chosen": "\n\nHuman: Hi?\n\nAssistant: Yes.\n\nHuman: Where?\n\nAssistant: In Rome.",
-           "rejected": "\n\nHuman: Hi?\n\nAssistant: Yes.\n\nHuman: Where?\n\nAssistant: No\n\nidea."}
-ROME, NO_IDEA = [{"role": "assistant", "content": "In Rome."}], [{"role": "assistant", "content": "No\n\nidea."}]
+HH_PAIR = {
+    "chosen": "\n\nHuman: Hi?\n\nAssistant: Yes.\n\nHuman: Where?\n\nAssistant: In Rome.",
+    "rejected": "\n\nHuman: Hi?\n\nAssistant: Yes.\n\nHuman: Where?\n\nAssistant: No\n\nidea.",
+}
+ROME, NO_IDEA = (
+    [{"role": "assistant", "content": "In Rome."}],
+    [{"role": "assistant", "content": "No\n\nidea."}],
+)
 PREFERENCES = [
     HH_PAIR,
     {"prompt": messages("Hi?", "Yes.", "Where?"), "chosen": "In Rome.", "rejected": "No\n\nidea."},
-    {"prompt": messages("Hi?", "Yes.", "Where?"), "chosen": ROME, "rejected": NO_IDEA, "score_chosen": 7.5},
-    {"chosen": messages("Hi?", "Yes.", "Where?") + ROME, "rejected": messages("Hi?", "Yes.", "Where?") + NO_IDEA},
-    {"prompt": "Hi?", "chosen": messages("Hi?", "Yes.", "Where?") + ROME, "rejected": messages("Hi?", "Yes.", "Where?") + NO_IDEA},
-    {"prompt": "\n\nHuman: Hi?\n\nAssistant: Yes.\n\nHuman: Where?\n\nAssistant:", "chosen": " In Rome.", "rejected": " No\n\nidea."},
+    {
+        "prompt": messages("Hi?", "Yes.", "Where?"),
+        "chosen": ROME,
+        "rejected": NO_IDEA,
+        "score_chosen": 7.5,
+    },
+    {
+        "chosen": messages("Hi?", "Yes.", "Where?") + ROME,
+        "rejected": messages("Hi?", "Yes.", "Where?") + NO_IDEA,
+    },
+    {
+        "prompt": "Hi?",
+        "chosen": messages("Hi?", "Yes.", "Where?") + ROME,
+        "rejected": messages("Hi?", "Yes.", "Where?") + NO_IDEA,
+    },
+    {
+        "prompt": "\n\nHuman: Hi?\n\nAssistant: Yes.\n\nHuman: Where?\n\nAssistant:",
+        "chosen": " In Rome.",
+        "rejected": " No\n\nidea.",
+    },
 ]
 
 
 def test_preferences_of_every_form(tmp_path):
-    """Chosen and rejected swapped, an answer split at the first "Assistant:", the prompt scored twice."""
+    """Chosen and rejected swapped, an answer split at the first "Assistant:", the prompt scored
+    twice."""
     pair = (said("Hi?", "Yes.", "Where?"), "In Rome.", "No\n\nidea.")
     for record in PREFERENCES:
         assert data.read_preferences(lines(tmp_path / "one.jsonl", record)) == ([pair], {}), record
-    assert data.read_preferences(lines(tmp_path / "all.jsonl", *PREFERENCES))[0] == [pair] * len(PREFERENCES)
-    own = lines(tmp_path / "preferences.jsonl", {"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."})      # as reward.py writes them
+    assert data.read_preferences(lines(tmp_path / "all.jsonl", *PREFERENCES))[0] == [pair] * len(
+        PREFERENCES
+    )
+    # as reward.py writes them
+    own = lines(
+        tmp_path / "preferences.jsonl", {"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."}
+    )
     assert data.read_preferences(own)[0] == [(said("Hi?"), "Yes.", "No.")]
 
 
 def test_useless_preferences_are_skipped_and_counted(tmp_path):
-    """HH has empty answers and pairs whose prompts differ: what a reward model learns from those is not a preference between answers."""
+    """HH has empty answers and pairs whose prompts differ: what a reward model learns from those is
+    not a preference between answers."""
     def human(asked, answer):
         return f"\n\nHuman: {asked}\n\nAssistant: {answer}"
 
-    useless = [({"chosen": human("Hi?", ""), "rejected": human("Hi?", "No.")}, "with an empty answer"),
-               ({"chosen": human("Hi?", "Yes."), "rejected": human("Hi?", " ")}, "with an empty answer"),
-               ({"chosen": human("Hi?", "Yes."), "rejected": human("Ho?", "No.")}, "with different prompts"),
-               ({"chosen": human("Hi?", "Yes."), "rejected": human("Hi?", "Yes. ")}, "with equal answers"),
-               ({"chosen": human("Hi?", "Yes.") + "\n\nHuman: And?", "rejected": human("Hi?", "No.")}, "without an answer at the end"),
-               ({"prompt": "Hi?", "chosen": "Yes.", "rejected": None}, "with an empty answer"),
-               ({"prompt": "Hi?", "chosen": "Yes.", "rejected": "Yes."}, "with equal answers")]
+    useless = [
+        ({"chosen": human("Hi?", ""), "rejected": human("Hi?", "No.")}, "with an empty answer"),
+        ({"chosen": human("Hi?", "Yes."), "rejected": human("Hi?", " ")}, "with an empty answer"),
+        (
+            {"chosen": human("Hi?", "Yes."), "rejected": human("Ho?", "No.")},
+            "with different prompts",
+        ),
+        ({"chosen": human("Hi?", "Yes."), "rejected": human("Hi?", "Yes. ")}, "with equal answers"),
+        (
+            {"chosen": human("Hi?", "Yes.") + "\n\nHuman: And?", "rejected": human("Hi?", "No.")},
+            "without an answer at the end",
+        ),
+        ({"prompt": "Hi?", "chosen": "Yes.", "rejected": None}, "with an empty answer"),
+        ({"prompt": "Hi?", "chosen": "Yes.", "rejected": "Yes."}, "with equal answers"),
+    ]
     for record, why in useless:
         pairs, skipped = data.read_preferences(lines(tmp_path / "one.jsonl", HH_PAIR, record))
         assert len(pairs) == 1 and skipped == {why: 1}, record
 
 
-@pytest.mark.parametrize("record", [
-    {"chosen": "Yes.", "rejected": "No."}, {"prompt": "Hi?", "chosen": "Yes."}, {"prompt": "Hi?", "chosen": "Yes.", "rejected": 1}, TALK, [], "x",
-    {"prompt": 1, "chosen": "Yes.", "rejected": "No."}, {"chosen": 1, "rejected": 2},
-    {"chosen": "Oh. " + HH_PAIR["chosen"], "rejected": HH_PAIR["rejected"]},
-])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"chosen": "Yes.", "rejected": "No."},
+        {"prompt": "Hi?", "chosen": "Yes."},
+        {"prompt": "Hi?", "chosen": "Yes.", "rejected": 1},
+        TALK,
+        [],
+        "x",
+        {"prompt": 1, "chosen": "Yes.", "rejected": "No."},
+        {"chosen": 1, "rejected": 2},
+        {"chosen": "Oh. " + HH_PAIR["chosen"], "rejected": HH_PAIR["rejected"]},
+    ],
+)
 def test_a_pair_that_cannot_be_read_is_named(record, tmp_path):
     """A text without a prompt read as an answer to nothing."""
-    with pytest.raises(SystemExit, match=r'(?s)line 2: cannot read.*\{"prompt", "chosen", "rejected"\}.*Human: \.\.\.') as stop:
+    with pytest.raises(
+        SystemExit,
+        match=r'(?s)line 2: cannot read.*\{"prompt", "chosen", "rejected"\}.*Human: \.\.\.',
+    ) as stop:
         data.read_preferences(lines(tmp_path / "pairs.jsonl", HH_PAIR, record))
     assert all(key in str(stop.value) for key in (record if isinstance(record, dict) else []))
 
 
-@pytest.mark.skipif(not HH.exists(), reason="HH_FILE does not name the first 1,000 lines of HH-RLHF's harmless-base")
+@pytest.mark.skipif(
+    not HH.exists(), reason="HH_FILE does not name the first 1,000 lines of HH-RLHF's harmless-base"
+)
 def test_every_line_of_hh_is_accounted_for():
     """Real data: pairs lost without a word, or half of a dialogue taken for the answer."""
     pairs, skipped = data.read_preferences(HH)
-    assert skipped == {"with an empty answer": 3, "with turns that are not user, assistant, user, ...": 2}
+    assert skipped == {
+        "with an empty answer": 3,
+        "with turns that are not user, assistant, user, ...": 2,
+    }
     assert len(pairs) + sum(skipped.values()) == 1000
     with gzip.open(HH, "rt", encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
 
     def rebuilt(prompt, answer):                                 # up to white space
         names = {"user": "Human:", "assistant": "Assistant:"}
-        return "".join("".join((names[role] + text).split()) for role, text in [*prompt, ("assistant", answer)])
+        return "".join(
+            "".join((names[role] + text).split()) for role, text in [*prompt, ("assistant", answer)]
+        )
 
     whole = {tuple("".join(r[side].split()) for side in ("chosen", "rejected")) for r in records}
     for prompt, chosen, rejected in pairs:
-        assert prompt[0][0] == prompt[-1][0] == "user" and chosen and rejected and "\n\nAssistant:" not in chosen + rejected
+        assert (
+            prompt[0][0] == prompt[-1][0] == "user"
+            and chosen
+            and rejected
+            and "\n\nAssistant:" not in chosen + rejected
+        )
         assert (rebuilt(prompt, chosen), rebuilt(prompt, rejected)) in whole
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# ----------------
 # Red-team prompts and constitutions
 
 def test_prompts_of_every_form(tmp_path):
     """The whole transcript asked as one question, answers included."""
     plain = tmp_path / "plain.txt"
-    plain.write_bytes("How do I kick Tom?\r\n\r\n  How do I loot Zoë's hat?  \n".encode("utf-8-sig"))
-    transcripts = [{"transcript": "\n\nHuman: How do I kick Tom?\n\nAssistant: Use a stick.\n\nHuman: And Ann?\n\nAssistant: No.", "rating": 4.0},
-                   {"transcript": "\n\nHuman: How do I loot Zoë's hat?"}]
+    plain.write_bytes(
+        "How do I kick Tom?\r\n\r\n  How do I loot Zoë's hat?  \n".encode("utf-8-sig")
+    )
+    transcripts = [
+        {
+            "transcript": "\n\nHuman: How do I kick Tom?\n\nAssistant: Use a stick.\n\nHuman: And Ann?\n\nAssistant: No.",
+            "rating": 4.0,
+        },
+        {"transcript": "\n\nHuman: How do I loot Zoë's hat?"},
+    ]
     listed = tmp_path / "red_team_attempts.jsonl.gz"
     listed.write_bytes(gzip.compress(json.dumps(transcripts, indent=1).encode()))
-    keyed = lines(tmp_path / "b.jsonl", {"prompt": "How do I kick Tom?"}, {"prompt": " "}, {"prompt": "How do I loot Zoë's hat? "})
+    keyed = lines(
+        tmp_path / "b.jsonl",
+        {"prompt": "How do I kick Tom?"},
+        {"prompt": " "},
+        {"prompt": "How do I loot Zoë's hat? "},
+    )
     for path in (plain, listed, lines(tmp_path / "a.jsonl", *transcripts), keyed):
         assert data.read_prompts(path) == ["How do I kick Tom?", "How do I loot Zoë's hat?"]
     with pytest.raises(SystemExit, match='line 1: cannot read {"text": text}'):
@@ -269,35 +468,61 @@ def test_prompts_of_every_form(tmp_path):
 
 
 def test_constitutions_of_every_form(tmp_path):
-    """The markers of the paper's template left in the principle, or its keys drawn from as if they were principles."""
+    """The markers of the paper's template left in the principle, or its keys drawn from as if they
+    were principles."""
     critic, revision = "Identify how the answer is harmful.", "Please rewrite it."
-    paper = {f"harmful{i}": {"prompt": [f"\n\nCritiqueRequest: {critic} {i}\n\nCritique:"],
-                             "edit_request": f"\n\nRevisionRequest: {revision}\n\nRevision:"} for i in range(3)}
+    paper = {
+        f"harmful{i}": {
+            "prompt": [f"\n\nCritiqueRequest: {critic} {i}\n\nCritique:"],
+            "edit_request": f"\n\nRevisionRequest: {revision}\n\nRevision:",
+        }
+        for i in range(3)
+    }
     pairs = [{"critic": f"{critic} {i}", "revision": revision} for i in range(3)]
     path = tmp_path / "constitution.json"
-    for content in (paper, pairs, {"constitutions": pairs, "system_chat": [[{"role": "user", "content": "Hi?"}]]}):
+    for content in (
+        paper,
+        pairs,
+        {"constitutions": pairs, "system_chat": [[{"role": "user", "content": "Hi?"}]]},
+    ):
         path.write_text(json.dumps(content), encoding="utf-8-sig")
-        expected = [{"critique": f"{critic} {i}", "revision": revision, "principle": f"{critic} {i}"} for i in range(3)]
+        expected = [
+            {"critique": f"{critic} {i}", "revision": revision, "principle": f"{critic} {i}"}
+            for i in range(3)
+        ]
         assert data.read_constitution_file(path) == expected
     path.write_text("Do not lie.\n\n  Never steal or hurt.   Be kind. \n", encoding="utf-8-sig")
-    assert [c["principle"] for c in data.read_constitution_file(path)] == ["Do not lie.", "Never steal or hurt.", "Be kind."]
+    assert [c["principle"] for c in data.read_constitution_file(path)] == [
+        "Do not lie.",
+        "Never steal or hurt.",
+        "Be kind.",
+    ]
 
 
-@pytest.mark.parametrize("content, words", [
-    ({"harmful0": {"prompt": ["x"]}}, r'entry harmful0: cannot read {"prompt": \[text\]}'),
-    ([{"critic": "x", "revision": "y"}, {"critic": "x"}], "entry 2: cannot read"), ({"rules": ["Be kind."]}, "entry rules"),
-    ({"constitutions": 5}, "entry constitutions: cannot read 5"), ({"constitutions": None}, "cannot read null"),
-    (["Be kind."], "entry 1: cannot read text"), ([{"critic": 1, "revision": 2}], "entry 1"),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ({"harmful0": {"prompt": ["x"]}}, r'entry harmful0: cannot read {"prompt": \[text\]}'),
+        ([{"critic": "x", "revision": "y"}, {"critic": "x"}], "entry 2: cannot read"),
+        ({"rules": ["Be kind."]}, "entry rules"),
+        ({"constitutions": 5}, "entry constitutions: cannot read 5"),
+        ({"constitutions": None}, "cannot read null"),
+        (["Be kind."], "entry 1: cannot read text"),
+        ([{"critic": 1, "revision": 2}], "entry 1"),
+    ],
+)
 def test_a_constitution_that_cannot_be_read_is_named(content, words, tmp_path):
     """A traceback, or a constitution that is quietly empty."""
     path = tmp_path / "constitution.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(SystemExit, match=rf'constitution\.json, .*{words}.*a record should be \{{"harmful0"'):
+    with pytest.raises(
+        SystemExit, match=rf'constitution\.json, .*{words}.*a record should be \{{"harmful0"'
+    ):
         data.read_constitution_file(path)
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# ----------------
 # What the model sees of a dialogue, and fine-tuning on a file
 
 def test_a_dialogue_by_hand():
@@ -308,48 +533,83 @@ def test_a_dialogue_by_hand():
     assert mask == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1]
     assert data.chat_prompt(BYTES, said("Q", "B", "R")) == ids[:11]
     assert data.chat_prompt(BYTES, said("Q")) == data.chat_prompt(BYTES, "Q") == ids[:4]
-    assert data.chat_example(BYTES, said("Q"), "B") == data.chat_example(BYTES, "Q", "B") == (ids[:7], mask[:7])
+    assert (
+        data.chat_example(BYTES, said("Q"), "B")
+        == data.chat_example(BYTES, "Q", "B")
+        == (ids[:7], mask[:7])
+    )
 
 
 def test_heldout_loss_is_a_mean_over_tokens():
     """A mean of batch means, or padding in the mean: the figure then depends on the batch size."""
     torch.manual_seed(0)
     gpt = m.GPT(m.GPTConfig(BYTES.n_vocab, 64, 1, 2, 16)).eval()
-    torch.nn.init.normal_(gpt.tokens.weight)                     # losses that differ from token to token
-    pairs = [("Who?", "Ann."), (said("Who?", "Ann, I think.", "And?"), "B."), ("Where?", "In Rome, where she has a house.")]
+    # losses that differ from token to token
+    torch.nn.init.normal_(gpt.tokens.weight)
+    pairs = [
+        ("Who?", "Ann."),
+        (said("Who?", "Ann, I think.", "And?"), "B."),
+        ("Where?", "In Rome, where she has a house."),
+    ]
     losses = []
     for pair in pairs:
         ids, mask = data.chat_example(BYTES, *pair)
         logp = gpt(torch.tensor([ids]))[0].log_softmax(-1)
         losses += [-logp[t - 1, ids[t]].item() for t in range(1, len(ids)) if mask[t]]
     for batch_size in (1, 2, 8):
-        assert sft.heldout_loss(gpt, BYTES, pairs, batch_size) == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+        assert sft.heldout_loss(gpt, BYTES, pairs, batch_size) == pytest.approx(
+            sum(losses) / len(losses), abs=1e-5
+        )
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A base model of one's own text: there is no world behind it."""
     out = tmp_path_factory.mktemp("base")
-    (out / "verse.txt").write_text("Zoë mends a kite; the wind mends Zoë.\n" * 200, encoding="utf-8")
-    pretrain.main(f"--data {out / 'verse.txt'} --tokenizer bytes --steps 4 --batch-size 2 --layers 1 --heads 2 --channels 16 --context 64 "
-                  f"--eval-every 4 --device cpu --out {out}".split())
+    (out / "verse.txt").write_text(
+        "Zoë mends a kite; the wind mends Zoë.\n" * 200, encoding="utf-8"
+    )
+    pretrain.main(
+        f"--data {out / 'verse.txt'} --tokenizer bytes --steps 4 --batch-size 2 --layers 1 --heads 2 --channels 16 --context 64 "
+        f"--eval-every 4 --device cpu --out {out}".split()
+    )
     return out
 
 
 def test_fine_tuning_on_a_file(base, tmp_path, capsys):
-    """The second thing that people try: a world asked for where there is none, held-out conversations trained on, long ones lost in silence."""
+    """The second thing that people try: a world asked for where there is none, held-out
+    conversations trained on, long ones lost in silence."""
     people = "Ann Bob Eve Tom Kim Leo Mia Max Sam Ida".split() * 3
-    talk = [{"prompt": f"Who is {name}?", "completion": f"{name} mends kites, Zoë says."} for name in people]
-    useless = [{"prompt": "Why?", "completion": "Because. " * 20}, {"prompt": "Why?", "completion": ""}]
+    talk = [
+        {"prompt": f"Who is {name}?", "completion": f"{name} mends kites, Zoë says."}
+        for name in people
+    ]
+    useless = [
+        {"prompt": "Why?", "completion": "Because. " * 20},
+        {"prompt": "Why?", "completion": ""},
+    ]
     path = lines(tmp_path / "talk.jsonl", *talk, *useless, *[TALK] * 10)
     flags = f"--init {base / 'pretrain.pt'} --data {path} --epochs 4 --batch-size 4 --lr 0.01 --device cpu --out".split()
     sft.main([*flags, str(tmp_path / "a")])
     printed = capsys.readouterr().out
-    assert "40 conversations; skipped: 1 longer than the context of 64 tokens, 1 with an empty answer." in printed
-    assert "\033[90m<|user|> Who is Ann?<|assistant|>\033[32m Ann mends kites, Zoë says.<|endoftext|>\033[0m" in printed
-    assert printed.count("before:") == 3 and "4 held-out conversations" in printed and "model.py" in printed.splitlines()[-1]
+    assert (
+        "40 conversations; skipped: 1 longer than the context of 64 tokens, 1 with an empty answer."
+        in printed
+    )
+    assert (
+        "\033[90m<|user|> Who is Ann?<|assistant|>\033[32m Ann mends kites, Zoë says.<|endoftext|>\033[0m"
+        in printed
+    )
+    assert (
+        printed.count("before:") == 3
+        and "4 held-out conversations" in printed
+        and "model.py" in printed.splitlines()[-1]
+    )
     figures = json.loads((tmp_path / "a/sft.json").read_text())
-    assert figures["conversations"] == 36 and figures["heldout_loss_nats"] < figures["heldout_loss_nats_before"] - 0.2
+    assert (
+        figures["conversations"] == 36
+        and figures["heldout_loss_nats"] < figures["heldout_loss_nats_before"] - 0.2
+    )
     assert m.load(tmp_path / "a/sft.pt")["world_seed"] is None
     sft.main([*flags, str(tmp_path / "b")])
     a, b = (m.load(tmp_path / f"{x}/sft.pt")["model"] for x in "ab")
@@ -358,9 +618,23 @@ def test_fine_tuning_on_a_file(base, tmp_path, capsys):
 
 def test_heldout_conversations_are_not_trained_on(tmp_path):
     """The whole file shuffled twice: a held-out loss that only measures memory."""
-    path = lines(tmp_path / "talk.jsonl", *[{"prompt": f"Who is {i}?", "completion": "Me."} for i in range(2500)])
+    path = lines(
+        tmp_path / "talk.jsonl",
+        *[{"prompt": f"Who is {i}?", "completion": "Me."} for i in range(2500)],
+    )
     train, heldout = sft.read_examples(path, BYTES, 64, seed=1)
-    assert len(heldout) == 200 and len(train) == 2300 and len({q[0][1] for q, _ in train + heldout}) == 2500
-    assert heldout != sft.read_examples(path, BYTES, 64, seed=2)[1] == sft.read_examples(path, BYTES, 64, seed=2)[1]
-    with pytest.raises(SystemExit, match="0 usable conversations, at least 2 are needed .*2500 longer than the context of 8 tokens"):
+    assert (
+        len(heldout) == 200
+        and len(train) == 2300
+        and len({q[0][1] for q, _ in train + heldout}) == 2500
+    )
+    assert (
+        heldout
+        != sft.read_examples(path, BYTES, 64, seed=2)[1]
+        == sft.read_examples(path, BYTES, 64, seed=2)[1]
+    )
+    with pytest.raises(
+        SystemExit,
+        match="0 usable conversations, at least 2 are needed .*2500 longer than the context of 8 tokens",
+    ):
         sft.read_examples(path, BYTES, 8, seed=1)
