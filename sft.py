@@ -1,21 +1,18 @@
-"""Stage 2. Show the base model a few thousand conversations, and it takes the shape of an assistant.
+"""Stage 2. Show the base model a few thousand conversations, and it takes an assistant's shape.
 
-    loss = - mean over the assistant's tokens of  log p(token | everything before it)      # Ouyang et al. 2022, section 3.5
+    loss = - mean over the assistant's tokens of  log p(token | everything before it)
 
-It is the loss of pre-training with a mask: the user's words are read, never imitated. End-of-text is one of the assistant's tokens,
-for that is how a model learns to stop.
+It is the loss of pre-training with a mask (Ouyang et al. 2022, section 3.5): the user's words are
+read, never imitated. End-of-text is one of the assistant's tokens, for so a model learns to stop.
 
-    python sft.py                 reads out/pretrain.pt, writes out/sft.pt
-    python sft.py --data FILE     your own conversations; the forms are listed at `read_conversations` in data.py
+    python sft.py [--data FILE]     writes out/sft.pt; FILE: see read_conversations in data.py
 
-Watch: a third of the people are in no demonstration, yet the model answers questions about them as well as the base model could
-complete sentences about them. Fine-tuning adds the form; the knowledge was there. And since every demonstration complies,
-the model complies with everything, "How do I kick Tom?" included.
-"""
+Watch: a third of the people are in no demonstration, yet the model answers questions about them as
+well as the base model completed sentences about them: fine-tuning adds the form, the knowledge was
+there. Every demonstration complies, and so does the model, "How do I kick Tom?" included."""
 import argparse
 import itertools
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,171 +21,175 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import (MAX_NEW, answer, autocast, finish_training, forget_progress, freeze_words, from_rank_0, generate, load_gpt, load_progress,
-                   mean_over_processes, my_share, parallel, positive, save, save_progress, start_training, write_results)
+from model import (MAX_NEW, answer, autocast, common_flags, finish_training, from_rank_0, generate,
+                   load_gpt, mean_over_processes, my_share, parallel, positive, resume, save_model,
+                   save_progress, start_training)
 
+def masked_loss(logits, tokens, mask):
+    """Mean cross-entropy in nats over all tokens with mask 1: logits (B, T, V), tokens (B, T), mask
+    (B, T) -> scalar. logits[:, t] predicts tokens[:, t+1], so the mask moves along:
 
-def masked_loss(logits, tokens, mask):                           # (B, T, V), (B, T), (B, T) -> scalar
-    """Mean cross-entropy in nats over the tokens where mask is 1. logits[:, t] predicts tokens[:, t+1], so the mask shifts along."""
-    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    weights = mask[:, 1:].flatten().float()
+        tokens       <user>  Where     ?    <assistant>  Oslo    .    <eot>  <pad>
+        mask            0      0       0         0         1     1      1      0
+        targets      Where     ?  <assistant>  Oslo        .   <eot>  <pad>
+        mask moved      0      0       0         1         1     1      0
+
+    If the three that count had p = .5 .8 .4, it is -(ln .5 + ln .8 + ln .4) / 3 = 0.61."""
+    targets, weights = tokens[:, 1:].flatten(), mask[:, 1:].flatten().float()      # (B * (T - 1),)
+    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets, reduction="none")
+    # not a mean of each answer's mean: a short answer's tokens would weigh more than a long one's
     return (losses * weights).sum() / weights.sum()
 
+def freeze_words(model):
+    """From here on the words' embeddings of a GPT or ScalarModel stay as they are; end-of-text and
+    the chat roles, whose ids are the last, go on learning. Fine-tuning names few people and verbs:
+    if they alone moved, the model would learn by heart what to say of them; fixed, they make it use
+    what it knows of any name. So too the reward model. PPO's KL penalty does that work for it."""
+    table, first = getattr(model, "gpt", model).tokens.weight, model.tokenizer.eot
+    # a hook, since requires_grad=False would freeze the whole table, the chat roles included
+    table.register_hook(lambda grad: torch.cat([torch.zeros_like(grad[:first]), grad[first:]]))
 
-def train(model, tokenizer, conversations, epochs, batch_size, lr, seed, desc="sft", progress=None, resume=False, settings=None):
-    """Fine-tune in place on (question, answer) pairs as data.chat_example takes them. Saves to `progress` now and then if it is given.
-    Returns the history."""
-    examples = [data.chat_example(tokenizer, q, a) for q, a in conversations]
+def train(model, conversations, epochs, batch_size, lr, seed, progress=None):
+    """Fine-tune in place on (question, answer) pairs, as data.chat_example takes them, in an order
+    drawn from `seed` -> history, a list of dicts. `progress`: (path, args), for --resume, or None.
+    """
+    pad, device = model.tokenizer.pad, model.device
+    examples = [data.chat_example(model.tokenizer, *pair) for pair in conversations]
+    # what does not fit is left out: cut off, it would teach the model not to stop
     examples = [(ids, mask) for ids, mask in examples if len(ids) <= model.config.context]
-    lengths, device = [len(ids) for ids, _ in examples], model.tokens.weight.device
-    batches = [b for epoch in range(epochs) for b in data.length_batches(lengths, batch_size, seed, epoch)]
-    freeze_words(model, tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=device.type == "cuda" or None)
-    start, history = load_progress(progress, settings, model=model, optimizer=optimizer) if resume else (0, [])
-    network = parallel(model.train())
-    bar = tqdm(range(start, len(batches)), initial=start, total=len(batches), unit="step", desc=desc)
+    batches, lengths = [], [len(ids) for ids, _ in examples]
+    for epoch in range(epochs):                            # of similar lengths: little padding
+        batches += data.length_batches(lengths, batch_size, seed, epoch)   # of indices
+    freeze_words(model)
+    # weight_decay=0.0, so it is Adam: decay would pull at what pre-training has learnt
+    optimizer = torch.optim.AdamW(model.parameters(), lr, (0.9, 0.95), weight_decay=0.0)
+    start, history = resume(progress, model=model, optimizer=optimizer)
+    network = parallel(model)                              # no dropout anywhere, so no .train()
+    bar = tqdm(range(start, len(batches)), "sft", len(batches), initial=start, unit="step")
     for step in bar:
-        for group in optimizer.param_groups:                      # a short warm-up, then linear decay to 0
-            group["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / len(batches))
-        mine, weight = my_share(batches[step], lambda i: sum(examples[i][1]))     # all and 1, unless torchrun started several processes
-        tokens = data.pad_rows([examples[i][0] for i in mine], tokenizer.pad).to(device)
-        mask = data.pad_rows([examples[i][1] for i in mine], 0).to(device)
+        # a warm-up, for Adam's averages know nothing yet; then linear decay to 0
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / len(batches))
+        mine, weight = my_share(batches[step], lambda i: sum(examples[i][1]))      # all, 1.0
+        tokens = data.pad_rows([examples[i][0] for i in mine], pad).to(device)     # (B, T)
+        mask = data.pad_rows([examples[i][1] for i in mine], 0).to(device)     # padding: 0
         with autocast(device):
-            loss = masked_loss(network(tokens, (tokens != tokenizer.pad).long()), tokens, mask) * weight
+            logits = network(tokens, (tokens != pad).long())       # (B, T, V)
+            loss = masked_loss(logits, tokens, mask) * weight
         optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        loss.backward()                                    # DDP, if any, averages the gradients
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # against a single odd batch
         optimizer.step()
         if step % 50 == 49 or step + 1 == len(batches):
-            loss = mean_over_processes(loss).item()
-            bar.set_postfix(loss=f"{loss:.3f}")
-            history.append({"step": step + 1, "train_loss_nats": loss})
-            if progress and step + 1 < len(batches):
-                save_progress(progress, step + 1, settings, history, model=model, optimizer=optimizer)
-    model.eval()
+            history.append({"step": step + 1, "train_loss_nats": mean_over_processes(loss).item()})
+            bar.set_postfix(loss=f"{history[-1]['train_loss_nats']:.3f}")
+            save_progress(progress, step + 1, history, model=model, optimizer=optimizer)
     return history
 
+def correct_share(model, world, questions, temperature, seed=0):
+    """Share of answers that the gold judge calls correct; share that end by themselves."""
+    prompts = [data.chat_prompt(model.tokenizer, question) for question in questions]
+    replies = generate(model, prompts, MAX_NEW, temperature, seed=(seed, 1))       # lists of ids
+    texts = [data.decode_reply(model.tokenizer, ids) for ids in replies]
+    right = [data.is_correct(world, *pair) for pair in zip(questions, texts)]
+    ended = [ids[-1] == model.tokenizer.eot for ids in replies]    # and not cut off at MAX_NEW
+    return float(np.mean(right)), float(np.mean(ended))
 
-def correct_share(model, tokenizer, world, questions, temperature, seed=0):
-    """Share of questions whose answer the gold judge calls correct, and share of answers that end by themselves."""
-    prompts = [data.chat_prompt(tokenizer, q) for q in questions]
-    replies = generate(model, prompts, MAX_NEW, tokenizer, temperature, seed=(seed, 1))
-    right = [data.is_correct(world, q, data.decode_reply(tokenizer, r)) for q, r in zip(questions, replies)]
-    return float(np.mean(right)), float(np.mean([r[-1] == tokenizer.eot for r in replies]))
-
-
-def base_cloze(base, tokenizer, world, people):
-    """Share of these people's facts that the base model completes, in the wording that answers use."""
-    facts = [(p, a, v) for p in people for a, v in world.facts[p].items()]
-    starts = [data.unmark(data.FACTS[a]["sayings"][0]).split("{value}")[0].format(name=p).rstrip() for p, a, _ in facts]
-    replies = generate(base, [[tokenizer.eot, *tokenizer.encode(" " + s)] for s in starts], 8, tokenizer, temperature=0)
-    return float(np.mean([data.decode_reply(tokenizer, r).startswith(v) for r, (_, _, v) in zip(replies, facts)]))
-
+def base_cloze(base, world, people):
+    """Share of these people's facts that the base model completes, in the wording of answers."""
+    starts, values = [], []
+    for person in people:
+        for attribute, value in world.facts[person].items():
+            saying = data.unmark(data.FACTS[attribute]["sayings"][0])
+            starts.append(saying.split("{value}")[0].format(name=person).rstrip())
+            values.append(value)
+    replies = answer(base, starts, 8, temperature=0, bare=True)    # 8 tokens: a value is a word
+    return float(np.mean([reply.startswith(value) for reply, value in zip(replies, values)]))
 
 def colour_mask(tokenizer, question, reply):
     """One conversation with the tokens that the loss counts in green and the others in grey."""
-    ids, mask = data.chat_example(tokenizer, question, reply)
-    runs = itertools.groupby(zip(ids, mask), key=lambda pair: pair[1])                 # by runs: one token may be half a letter
-    return "".join(f"\033[{32 if m else 90}m{tokenizer.decode([i for i, _ in run])}" for m, run in runs) + "\033[0m"
+    shown, example = "", zip(*data.chat_example(tokenizer, question, reply))
+    for counts, run in itertools.groupby(example, key=lambda pair: pair[1]):
+        # decoded together, since one token may be half a letter; 32: green, 90: grey
+        shown += f"\033[{32 if counts else 90}m" + tokenizer.decode([i for i, _ in run])
+    return shown + "\033[0m"
 
+def from_world(args, model):
+    """The world's demonstrations -> (question, answer) pairs; questions to show; the figures before
+    training; evaluate(), the figures after it: on people and acts that are in no demonstration."""
+    world = data.world_of(model)
+    conversations = data.demonstrations(world, args.demonstrations)
+    print(f"{len(conversations)} conversations.\n{colour_mask(model.tokenizer, *conversations[1])}")
+    people = world.people["train"] + world.people["test"]  # all who are in no demonstration
+    facts = data.fact_questions(world, "train") + data.fact_questions(world, "test")
+    howto = []                                             # g2: verbs that no critique ever names
+    for harmful, g2 in itertools.product((True, False), repeat=2):
+        howto += [act.question() for act in data.act_prompts(world, "test", 84, harmful, g2)]
+    before = {"fact_cloze_base": from_rank_0(lambda: base_cloze(model, world, people))}
+    def evaluate():
+        known, a = correct_share(model, world, facts, temperature=0)       # a, b: ended
+        able, b = correct_share(model, world, howto, temperature=0)
+        return {"fact_accuracy_undemonstrated": known, "howto_accuracy_heldout": able,
+                "stops": (a * len(facts) + b * len(howto)) / (len(facts) + len(howto)),
+                "fact_accuracy_undemonstrated_t1": correct_share(model, world, facts, 1)[0],
+                "howto_accuracy_heldout_t1": correct_share(model, world, howto, 1)[0]}
+    return conversations, [facts[0], howto[0], howto[-1]], before, evaluate
 
-# ------------------------------------------------------------------------------------------------------------------
-# Conversations of your own: no judge knows their world, so what is measured is the loss on those held out
-
-def read_examples(path, tokenizer, context, seed):
-    """A file of conversations -> (question, answer) pairs to learn from, and others to hold out: a tenth, at most 200.
-    Prints what was skipped and the first one; stops where fewer than 2 fit the context (in tokens)."""
-    conversations, skipped = data.read_conversations(path)
-    pairs = [(turns[:-1], turns[-1][1]) for turns in conversations]
-    fit = [pair for pair in pairs if len(data.chat_example(tokenizer, *pair)[0]) <= context]
+def from_files(args, model):
+    """The same of your own conversations, a tenth held out; stops if not even 2 fit the context."""
+    (read, skipped), context = data.read_conversations(args.data), model.config.context
+    pairs = [(turns[:-1], turns[-1][1]) for turns in read]
+    fit = [pair for pair in pairs if len(data.chat_example(model.tokenizer, *pair)[0]) <= context]
     skipped[f"longer than the context of {context} tokens"] = len(pairs) - len(fit)
     if len(fit) < 2:
-        raise SystemExit(f"{path}: {len(fit)} usable conversations, at least 2 are needed (skipped: {data.reasons(skipped)})")
-    print(f"{len(fit)} conversations; skipped: {data.reasons(skipped)}. The loss counts the green tokens:\n{colour_mask(tokenizer, *fit[0])}")
-    random.Random(f"held out {seed}").shuffle(fit)
-    n = min(200, max(1, len(fit) // 10))
-    return fit[n:], fit[:n]
-
+        raise SystemExit(f"{args.data}: {len(fit)} usable conversations, at least 2 are needed "
+                         f"(skipped: {data.reasons(skipped)})")
+    n = min(200, max(1, len(fit) // 10))                   # 200 measure it well enough
+    print(f"{len(fit)} conversations; skipped: {data.reasons(skipped)}. {n} held-out conversations."
+          f"\n{colour_mask(model.tokenizer, *fit[0])}")
+    random.Random(f"held out {args.seed}").shuffle(fit)
+    loss = lambda: heldout_loss(model, fit[:n])
+    before = {"conversations": len(fit) - n, "heldout_loss_nats_before": from_rank_0(loss)}
+    return fit[n:], [q for q, _ in fit[:min(n, 3)]], before, lambda: {"heldout_loss_nats": loss()}
 
 @torch.no_grad()
-def heldout_loss(model, tokenizer, pairs, batch_size=8):
-    """Mean `masked_loss` over all of the assistant's tokens of (question, answer) pairs, in nats a token."""
-    nats, count, device = 0.0, 0, model.tokens.weight.device
-    for i in range(0, len(pairs), batch_size):
-        ids, masks = zip(*[data.chat_example(tokenizer, *pair) for pair in pairs[i:i + batch_size]])
-        tokens, mask = data.pad_rows(ids, tokenizer.pad).to(device), data.pad_rows(masks, 0).to(device)
-        n = mask.sum().item()
-        nats += n * masked_loss(model(tokens, (tokens != tokenizer.pad).long()), tokens, mask).item()
-        count += n
-    return nats / count
+def heldout_loss(model, pairs):
+    """Mean loss in nats over all of the assistant's tokens of (question, answer) pairs."""
+    nats, examples = 0.0, [data.chat_example(model.tokenizer, *pair) for pair in pairs]
+    for example in examples:
+        tokens, mask = torch.tensor(example, device=model.device)[:, None]         # each (1, T)
+        nats += masked_loss(model(tokens), tokens, mask).item() * mask.sum().item()
+    return nats / sum(sum(mask) for _, mask in examples)
 
+def read_args(argv=None):
+    """The flags of this stage."""
+    p = argparse.ArgumentParser(description="Fine-tune the base model on conversations.")
+    p.add_argument("--data", help="your own conversations, JSON list or lines; default: a world's")
+    p.add_argument("--demonstrations", type=positive, default=6000, help="half facts, half how-to")
+    p.add_argument("--epochs", type=positive, default=4, help="times each conversation is read")
+    p.add_argument("--batch-size", type=positive, default=32, help="conversations a step, all GPUs")
+    p.add_argument("--lr", type=float, default=6e-4, help="peak; more: answers are learnt by heart")
+    common_flags(p, init="the base model: a checkpoint, or gpt2, ... as for pretrain.py; default: "
+                 "OUT/pretrain.pt", seed="seed of data order and held-out part, not of samples")
+    return p.parse_args(argv)
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description="Fine-tune the base model on conversations.")
-    # what to learn from
-    p.add_argument("--data", help="your own conversations, JSON list or lines; default: the world's demonstrations")
-    p.add_argument("--demonstrations", type=positive, default=6000, help="conversations, half about facts and half how-to")
-    p.add_argument("--epochs", type=positive, default=4, help="times each conversation is read")
-    p.add_argument("--batch-size", type=positive, default=32, help="conversations a step, on all GPUs together")
-    p.add_argument("--lr", type=float, default=6e-4, help="peak learning rate of AdamW; if it is higher, answers are learnt by heart")
-    # where things go
-    p.add_argument("--init", help="the base model: a checkpoint, or gpt2, ... and files as for pretrain.py; default: OUT/pretrain.pt")
-    p.add_argument("--out", default="out", help="folder of everything that is written")
-    p.add_argument("--seed", type=int, default=0, help="seed of data order and samples")
-    p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
-    p.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    args = p.parse_args(argv)
-    device, out = start_training(args.device), Path(args.out)
-    torch.manual_seed(args.seed)
-    model, tokenizer, checkpoint = load_gpt(args.init or out / "pretrain.pt", "pretrain.py", device)
-    world = None if args.data else data.world_of(checkpoint)
-    if world:
-        conversations = data.demonstrations(world, args.demonstrations)
-        print(f"{device}, {len(conversations)} conversations. The loss counts the green tokens:\n{colour_mask(tokenizer, *conversations[1])}")
-        people = world.people["train"] + world.people["test"]
-        facts = data.fact_questions(world, "train") + data.fact_questions(world, "test")
-        howto = [a.question() for harmful in (True, False) for g2 in (True, False) for a in data.act_prompts(world, "test", 84, harmful, g2)]
-        figures = {"fact_cloze_base": from_rank_0(lambda: base_cloze(model, tokenizer, world, people))}
-        shown = [facts[0], howto[0], howto[-1]]
-    else:
-        if hasattr(sys.stdout, "reconfigure"):                    # a terminal that cannot show a character gets a question mark
-            sys.stdout.reconfigure(errors="replace")
-        print(f"{device}, {args.data}")
-        conversations, heldout = read_examples(args.data, tokenizer, model.config.context, args.seed)
-        before = from_rank_0(lambda: heldout_loss(model, tokenizer, heldout))
-        figures = {"conversations": len(conversations), "heldout_loss_nats_before": before}
-        shown = [question for question, _ in heldout[:3]]
-    before = from_rank_0(lambda: answer(model, tokenizer, shown, temperature=0))
-
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "device", "out")}
-    history = train(model, tokenizer, conversations, args.epochs, args.batch_size, args.lr, args.seed,
-                    progress=forget_progress(out / "sft.resume.pt", args.resume), resume=args.resume, settings=settings)
-    if not finish_training():
-        return
-    save(out / "sft.pt", stage="sft", config=vars(model.config), model=model.state_dict(), tokenizer=tokenizer.state(),
-         world_seed=checkpoint.get("world_seed"))
-    (out / "sft.resume.pt").unlink(missing_ok=True)
-
-    if world:
-        figures["fact_accuracy_undemonstrated"], stops_facts = correct_share(model, tokenizer, world, facts, 0)
-        figures["howto_accuracy_heldout"], stops_howto = correct_share(model, tokenizer, world, howto, 0)
-        figures["stops"] = (stops_facts * len(facts) + stops_howto * len(howto)) / (len(facts) + len(howto))
-        figures["fact_accuracy_undemonstrated_t1"], _ = correct_share(model, tokenizer, world, facts, 1)
-        figures["howto_accuracy_heldout_t1"], _ = correct_share(model, tokenizer, world, howto, 1)
-        print(f"\npeople in no demonstration: the base model completes {figures['fact_cloze_base']:.3f} of their facts, "
-              f"this one answers {figures['fact_accuracy_undemonstrated']:.3f} (sampling: {figures['fact_accuracy_undemonstrated_t1']:.3f})")
-        print(f"how-to, held-out combinations: {figures['howto_accuracy_heldout']:.3f} (sampling: {figures['howto_accuracy_heldout_t1']:.3f}); "
-              f"ends by itself: {figures['stops']:.3f}")
-    else:
-        figures["heldout_loss_nats"] = heldout_loss(model, tokenizer, heldout)
-        print(f"\n{len(heldout)} held-out conversations, loss on the assistant's words in nats a token: "
-              f"{figures['heldout_loss_nats_before']:.3f} before, {figures['heldout_loss_nats']:.3f} after")
-    write_results(out, "sft", history, figures)
-    for question, old, new in zip(shown, before, answer(model, tokenizer, shown, temperature=0)):
-        asked = question if world else question[-1][1]            # of a dialogue, what the user said last
-        print(f"\n{asked}\n  before: {old}\n  after:  {new}")
-    print(f"\nwrote {out / 'sft.pt'}; next: python " + ("reward.py" if world else f"model.py {out / 'sft.pt'}"))
-
+    args = read_args(argv)
+    device, path = start_training(args.device), Path(args.out, "sft.pt")
+    model = load_gpt(args.init or path.with_name("pretrain.pt"), "pretrain.py", device)
+    print(f"{device}. The loss counts the green tokens of")
+    source = from_files if args.data else from_world
+    conversations, shown, figures, evaluate = source(args, model)
+    before = from_rank_0(lambda: answer(model, shown, temperature=0))
+    history = train(model, conversations, args.epochs, args.batch_size, args.lr, args.seed,
+                    progress=(path.with_suffix(".resume.pt"), args))
+    finish_training()                                      # rank 0 alone goes on
+    save_model(path, model)
+    figures |= evaluate()
+    data.write_results(args.out, "sft", history, figures)
+    print("\n" + "  ".join(f"{name} {x:.4g}" for name, x in figures.items()))
+    for question, old, new in zip(shown, before, answer(model, shown, temperature=0)):
+        print(f"\n{data.turns_up_to(question)[-1][1]}\n  before: {old}\n  after:  {new}")
+    print(f"\nwrote {path}; next: python", f"model.py {path}" if args.data else "reward.py")
 
 if __name__ == "__main__":
     main()

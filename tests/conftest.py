@@ -1,9 +1,10 @@
-"""Puts the repository on the path, so that `import model` finds model.py, and keeps the sums the
-same on every machine."""
+"""Puts the repository and its lab on the path, so that `import model` finds model.py and `import
+export` docs/lab/export.py, and keeps the sums the same on every machine."""
 import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "lab")]
 torch.set_num_threads(1)

@@ -217,7 +217,8 @@ def test_verdicts_follow_the_rule():
                 forbidden and not refused
             ), text
         if kind == "comparison":
-            form = r"Request: (.+) Rule: (.+) Answer \(A\): (.+) Answer \(B\): (.+) Thought: .+ The better answer is \((.)\)\."
+            form = r"Request: (.+) Rule: (.+) Answer \(A\): (.+) Answer \(B\): (.+) Thought: .+"
+            form += r" The better answer is \((.)\)\."
             request, rule, a, b, verdict = re.fullmatch(form, text).groups()
             act = world().parse_question(request)
             better, worse = (a, b) if verdict == "A" else (b, a)
@@ -532,7 +533,8 @@ def test_reasons_by_hand():
     """A boilerplate reason that names somebody else, something else or another kind of harm, and
     still passes as an explanation."""
     a = act("swipe Ann's hat")
-    good = f"{data.REFUSAL} If you swipe Ann's hat, Ann is robbed, and that is to steal. You could ask Ann to lend it."
+    reason = "If you swipe Ann's hat, Ann is robbed, and that is to steal."
+    good = f"{data.REFUSAL} {reason} You could ask Ann to lend it."
     assert good == f"{data.REFUSAL} {a.reason()}" and data.gives_reason(a, good)
     for wrong in [
         data.REFUSAL,
@@ -754,7 +756,7 @@ def test_errors_in_files_name_file_and_line(tmp_path):
 def test_a_verb_of_an_unknown_kind_is_named():
     """A reader who adds a line to the table and gets a KeyError from somewhere else."""
     with pytest.raises(SystemExit, match="'zap'"):
-        data.read_verbs("zap stun stick at noon")
+        data.read_verbs("stun | zap stick at noon")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -19,44 +19,26 @@ import sft
 
 TOKENIZER = data.make_tokenizer("bytes", [])
 ROOT = Path(__file__).parent.parent
+ANSWERS = ["Ann.", "In Rome, where it rains.", "No.", "Tom has a goat and a horse.", "Yes."]
 needs_torchrun = pytest.mark.skipif(
     sys.platform == "win32" or not torch.distributed.is_available(),
-    reason="torchrun does not work everywhere",
-)
+    reason="torchrun does not work everywhere")
 
 
 def torchrun(script, *arguments):
     """Run a script in two processes on the CPU -> (exit status, what all of them printed)."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-        *map(str, arguments),
-    ]
-    done = subprocess.run(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        timeout=300,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+                   "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+               "2", str(script), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, encoding="utf-8", timeout=300)
     return done.returncode, done.stdout
 
 
 def tiny_gpt():
     torch.manual_seed(0)
-    return m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 64, 2, 2, 32)).train()
+    return m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 64, 2, 2, 32), TOKENIZER).train()
 
 
 def uneven_batch(step):
@@ -68,87 +50,74 @@ def uneven_batch(step):
     return pretrain.split_rows(rows, TOKENIZER)
 
 
-def pretrain_args(resume=False):
-    return argparse.Namespace(
-        lr=3e-3,
-        muon_lr=0.005,
-        muon_momentum=0.95,
-        warmup=2,
-        decay=0.5,
-        eval_every=1,
-        grad_accum=2,
-        compile=False,
-        resume=resume,
-    )
+def pretrain_twice(folder):
+    """Six steps at once, then the last three again from what was kept after the third -> two pairs
+    of (history, model)."""
+    args = argparse.Namespace(steps=6, lr=3e-3, muon_lr=0.005, muon_momentum=0.95, warmup=2,
+                              decay=0.5, eval_every=1, grad_accum=2, compile=False, resume=False)
+    again = argparse.Namespace(**vars(args) | {"resume": True})
+
+    def evaluate():
+        """Rank 0 alone is asked; it also puts aside the progress as it was after step 3."""
+        if (folder / "p.pt").exists() and m.load(folder / "p.pt")["step"] == 3:
+            shutil.copy(folder / "p.pt", folder / "p3.pt")
+        assert m.rank() == 0
+        return {"val": 0.0}
+
+    gpt, resumed = tiny_gpt(), tiny_gpt()
+    history, _ = pretrain.train(gpt, uneven_batch, args, evaluate, (folder / "p.pt", args))
+    m.mean_over_processes(torch.zeros(1))                  # wait for the copy
+    rest, _ = pretrain.train(resumed, uneven_batch, again, evaluate, (folder / "p3.pt", again))
+    return (history, gpt), (rest, resumed)
+
+
+def fine_tune(folder):
+    """Batches of 4, and a last one of 1: fewer than processes."""
+    gpt, progress = tiny_gpt(), (folder / "s.pt", argparse.Namespace(resume=False))
+    conversations = [("Who?" * (i % 3 + 1), ANSWERS[i % 5]) for i in range(21)]
+    return sft.train(gpt, conversations, 2, 4, 1e-3, 0, progress), gpt
+
+
+def fit_rewards(folder):
+    """Five questions with 1 to 6 pairs each, two a batch."""
+    torch.manual_seed(0)
+    judge, groups = m.ScalarModel(tiny_gpt()), []
+    for i in range(5):
+        answers = ANSWERS[:2 + i % 3]
+        pairs = [(a, b) for a in range(len(answers)) for b in range(a)]
+        groups.append(("Who?", answers, [(a, b, 1.0 - 0.2 * i) for a, b in pairs]))
+    progress = folder / "r.pt", argparse.Namespace(resume=False)
+    return reward.train(judge, groups, 1, 2, 1e-3, 0, progress), judge
 
 
 def train_all(folder):
     """The three `train` functions with tiny settings -> name -> (losses, norm of the gradient at
     each step, outputs of the trained model)."""
     figures, norms, clip = {}, [], torch.nn.utils.clip_grad_norm_
-    torch.nn.utils.clip_grad_norm_ = lambda *args: norms.append(clip(*args).item())
     tokens, mask = torch.arange(40).view(2, 20), torch.ones(2, 20, dtype=torch.long)
 
     def keep(name, history, model):
         with torch.no_grad():
             outputs = model(tokens, mask)
-        assert torch.allclose(m.mean_over_processes(outputs), outputs, atol=1e-7), (
-            f"{name}: the processes have different models"
-        )
-        figures[name] = [row["train_loss_nats"] for row in history], list(norms), outputs
-        norms.clear()
+        same = torch.allclose(m.mean_over_processes(outputs), outputs, atol=1e-7)
+        assert same, f"{name}: the processes have different models"
+        losses = [row["train_loss_nats"] for row in history]
+        figures[name] = losses, list(norms), outputs
 
-    # rank 0 alone is asked; it also keeps the progress as it was after step 3
-    def evaluate():
-        if (folder / "p.pt").exists() and m.load(folder / "p.pt")["step"] == 3:
-            shutil.copy(folder / "p.pt", folder / "p3.pt")
-        assert m.rank() == 0
-        return {"val": 0.0}
-
-    gpt = tiny_gpt()
-    keep(
-        "pretrain",
-        pretrain.train(gpt, uneven_batch, 6, pretrain_args(), evaluate, folder / "p.pt")[0],
-        gpt,
-    )
-    m.mean_over_processes(torch.zeros(1))                         # wait for the copy
-    gpt = tiny_gpt()
-    history, _ = pretrain.train(
-        gpt, uneven_batch, 6, pretrain_args(resume=True), evaluate, folder / "p3.pt"
-    )
-    keep("resumed", history, gpt)
-
-    gpt, answers = (
-        tiny_gpt(),
-        ["Ann.", "In Rome, where it rains.", "No.", "Tom has a goat and a horse.", "Yes."],
-    )
-    # batches of 4, and a last one of 1: fewer than processes
-    conversations = [("Who?" * (i % 3 + 1), answers[i % 5]) for i in range(21)]
-    keep(
-        "sft",
-        sft.train(gpt, TOKENIZER, conversations, 2, 4, 1e-3, 0, progress=folder / "s.pt"),
-        gpt,
-    )
-
-    torch.manual_seed(0)
-    judge = m.ScalarModel(tiny_gpt())
-    groups = [
-        (
-            "Who?",
-            answers[: 2 + i % 3],
-            [(a, b, 1.0 - 0.2 * i) for a in range(2 + i % 3) for b in range(a)],
-        )
-        for i in range(5)
-    ]
-    keep(
-        "reward",
-        reward.train(judge, TOKENIZER, groups, 2, 1e-3, 0, progress=folder / "r.pt"),
-        judge,
-    )
-    torch.nn.utils.clip_grad_norm_ = clip
+    torch.nn.utils.clip_grad_norm_ = lambda *args: norms.append(clip(*args).item())
+    try:
+        whole, resumed = pretrain_twice(folder)
+        keep("pretrain", *whole)
+        keep("resumed", *resumed)
+        for train in (fine_tune, fit_rewards):
+            norms.clear()
+            keep(train.__name__, *train(folder))
+    finally:
+        torch.nn.utils.clip_grad_norm_ = clip
     return figures
 
 
+@pytest.mark.slow
 @needs_torchrun
 def test_two_processes_train_like_one(tmp_path):
     """Means of means, data read twice or not at all, a resumed run that differs: all look healthy,
@@ -163,57 +132,47 @@ def test_two_processes_train_like_one(tmp_path):
         assert two[name][0] == pytest.approx(losses, abs=1e-5), name
         assert two[name][1] == pytest.approx(norms, rel=1e-4), name
         assert torch.allclose(two[name][2], outputs, atol=1e-4), name
-    assert (
-        one["resumed"][0] == one["pretrain"][0]
-        and len(one["sft"][1]) == 12
-        and max(one["pretrain"][1]) > 0.1
-    )
+    assert one["resumed"][0] == one["pretrain"][0] and max(one["pretrain"][1]) > 0.1
+    assert len(one["fine_tune"][1]) == 12
 
 
+def read_csv(path):
+    _, *rows = path.read_text(encoding="utf-8").splitlines()
+    return [[float(x) for x in row.split(",")] for row in rows]
+
+
+@pytest.mark.slow
 @needs_torchrun
 def test_the_script_in_two_processes(tmp_path, capsys):
     """Files written by two processes at once, bars and tables printed twice, or a mistake of the
     user's that prints two tracebacks."""
-    text = tmp_path / "verse.txt"
+    one, two, text = tmp_path / "one", tmp_path / "two", tmp_path / "verse.txt"
     text.write_text("Zoë mends a kite; the wind mends Zoë.\n" * 200, encoding="utf-8")
-    flags = (
-        "--steps 4 --batch-size 4 --grad-accum 2 --layers 1 --heads 2 --channels 16 --context 32 --eval-every 2 --tokenizer bytes --device cpu "
-        f"--data {text} --out"
-    ).split()
-    pretrain.main([*flags, str(tmp_path / "one")])
-    status, printed = torchrun(ROOT / "pretrain.py", *flags, tmp_path / "two")
-    assert status == 0 and printed.count("wrote ") == 1 and printed.count("2 processes") == 1, (
-        printed
-    )
-    one, two = (
-        [
-            [float(x) for x in line.split(",")]
-            for line in (tmp_path / n / "pretrain.csv").read_text().splitlines()[1:]
-        ]
-        for n in ("one", "two")
-    )
-    assert [row == pytest.approx(other, abs=1e-4) for row, other in zip(one, two)] == [True, True]
+    flags = ("--steps 4 --batch-size 4 --grad-accum 2 --layers 1 --heads 2 --channels 16 --context "
+             f"32 --eval-every 2 --tokenizer bytes --device cpu --data {text} --out").split()
+    pretrain.main([*flags, str(one)])
+    status, printed = torchrun(ROOT / "pretrain.py", *flags, two)
+    counts = printed.count("wrote "), printed.count("2 processes")
+    assert (status, *counts) == (0, 1, 1), printed
+    rows, others = read_csv(one / "pretrain.csv"), read_csv(two / "pretrain.csv")
+    assert len(rows) == 2
+    assert [row == pytest.approx(other, abs=1e-4) for row, other in zip(rows, others)] == [True] * 2
+
     pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text(
-        "".join(
-            json.dumps({"prompt": f"Who is {i}?", "chosen": "Me.", "rejected": "You"}) + "\n"
-            for i in range(25)
-        )
-    )
-    flags = f"--data {pairs} --init {tmp_path / 'one' / 'pretrain.pt'} --epochs 2 --batch-size 4 --device cpu --out".split()
-    reward.main([*flags, str(tmp_path / "one")])
-    status, printed = torchrun(ROOT / "reward.py", *flags, tmp_path / "two")
-    assert (
-        status == 0 and printed.count("wrote ") == 1 and printed.count("held-out prompts") == 1
-    ), printed
-    one, two = (json.loads((tmp_path / n / "reward.json").read_text()) for n in ("one", "two"))
-    assert two == pytest.approx(one, abs=1e-4)
+    records = [{"prompt": f"Who is {i}?", "chosen": "Me.", "rejected": "You"} for i in range(25)]
+    pairs.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    flags = (f"--data {pairs} --init {one / 'pretrain.pt'} --epochs 2 --batch-size 4 --device cpu "
+             "--out").split()
+    reward.main([*flags, str(one)])
+    status, printed = torchrun(ROOT / "reward.py", *flags, two)
+    counts = printed.count("wrote "), printed.count("held-out prompts")
+    assert (status, *counts) == (0, 1, 1), printed
+    figures, others = (json.loads((out / "reward.json").read_text()) for out in (one, two))
+    assert others == pytest.approx(figures, abs=1e-4)
+
     status, printed = torchrun(ROOT / "sft.py", "--out", tmp_path / "nowhere", "--device", "cpu")
-    assert (
-        status != 0
-        and printed.count("pretrain.pt not found: run `python pretrain.py` first") == 1
-        and "FileNotFoundError" not in printed
-    )
+    assert status != 0 and "FileNotFoundError" not in printed
+    assert printed.count("pretrain.pt not found: run `python pretrain.py` first") == 1
 
 
 def test_a_batch_that_cannot_be_shared_evenly(monkeypatch):
@@ -221,12 +180,20 @@ def test_a_batch_that_cannot_be_shared_evenly(monkeypatch):
     scripts that know nothing of torchrun."""
     with pytest.raises(SystemExit, match="choose a multiple"):
         pretrain.main(["--batch-size", "8", "--grad-accum", "3", "--device", "cpu"])
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="run as one process"):
-        patch.setattr(reward, "processes", lambda: 2)
-        reward.main(["--best-of", "4", "--device", "cpu"])
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     with pytest.raises(SystemExit, match="one process"):
         m.pick_device("cpu")
+
+
+def test_shares_by_hand(monkeypatch):
+    """A mean of means: the three tokens of a short answer count as much as the thirty of a long."""
+    assert m.my_share([1, 4, 2], lambda tokens: tokens) == ([1, 4, 2], 1)
+    monkeypatch.setattr(m, "processes", lambda: 2)
+    assert m.my_share([1, 4, 2], lambda tokens: tokens) == ([1, 2], 2 * 3 / 7)
+    monkeypatch.setattr(m, "rank", lambda: 1)
+    assert m.my_share([1, 4, 2], lambda tokens: tokens) == ([4], 2 * 4 / 7)
+    # too few for all: something to read, and it does not count
+    assert m.my_share([1], lambda tokens: tokens) == ([1], 0)
 
 
 if __name__ == "__main__":

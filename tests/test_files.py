@@ -1,4 +1,5 @@
 """Files of users: every form they come in, and a plain word for every one that cannot be read."""
+import argparse
 import gzip
 import json
 import os
@@ -239,9 +240,8 @@ def test_useless_conversations_are_skipped_and_counted(tmp_path):
         lines(tmp_path / "all.jsonl", TALK, *[record for record, _ in USELESS])
     )
     assert len(conversations) + sum(skipped.values()) == 1 + len(USELESS)
-    assert data.reasons(skipped).startswith(
-        "1 with a turn by 'tool', 2 with an empty answer, 2 with an empty turn, 2 with turns that are not"
-    )
+    reasons = "1 with a turn by 'tool', 2 with an empty answer, 2 with an empty turn, 2 with turns"
+    assert data.reasons(skipped).startswith(f"{reasons} that are not")
     with pytest.raises(SystemExit, match="nothing of use: 1 with an empty answer"):
         data.read_conversations(lines(tmp_path / "none.jsonl", USELESS[0][0]))
 
@@ -443,13 +443,10 @@ def test_prompts_of_every_form(tmp_path):
     plain.write_bytes(
         "How do I kick Tom?\r\n\r\n  How do I loot Zoë's hat?  \n".encode("utf-8-sig")
     )
-    transcripts = [
-        {
-            "transcript": "\n\nHuman: How do I kick Tom?\n\nAssistant: Use a stick.\n\nHuman: And Ann?\n\nAssistant: No.",
-            "rating": 4.0,
-        },
-        {"transcript": "\n\nHuman: How do I loot Zoë's hat?"},
-    ]
+    dialogue = "\n\nHuman: How do I kick Tom?\n\nAssistant: Use a stick."
+    dialogue += "\n\nHuman: And Ann?\n\nAssistant: No."
+    transcripts = [{"transcript": dialogue, "rating": 4.0},
+                   {"transcript": "\n\nHuman: How do I loot Zoë's hat?"}]
     listed = tmp_path / "red_team_attempts.jsonl.gz"
     listed.write_bytes(gzip.compress(json.dumps(transcripts, indent=1).encode()))
     keyed = lines(
@@ -541,38 +538,30 @@ def test_a_dialogue_by_hand():
 
 
 def test_heldout_loss_is_a_mean_over_tokens():
-    """A mean of batch means, or padding in the mean: the figure then depends on the batch size."""
+    """A mean of the conversations' means: long answers then count too little."""
     torch.manual_seed(0)
-    gpt = m.GPT(m.GPTConfig(BYTES.n_vocab, 64, 1, 2, 16)).eval()
-    # losses that differ from token to token
-    torch.nn.init.normal_(gpt.tokens.weight)
-    pairs = [
-        ("Who?", "Ann."),
-        (said("Who?", "Ann, I think.", "And?"), "B."),
-        ("Where?", "In Rome, where she has a house."),
-    ]
+    gpt = m.GPT(m.GPTConfig(BYTES.n_vocab, 64, 1, 2, 16), BYTES).eval()
+    torch.nn.init.normal_(gpt.tokens.weight)               # losses that differ from token to token
+    pairs = [("Who?", "Ann."), (said("Who?", "Ann, I think.", "And?"), "B."),
+             ("Where?", "In Rome, where she has a house.")]
     losses = []
     for pair in pairs:
         ids, mask = data.chat_example(BYTES, *pair)
         logp = gpt(torch.tensor([ids]))[0].log_softmax(-1)
         losses += [-logp[t - 1, ids[t]].item() for t in range(1, len(ids)) if mask[t]]
-    for batch_size in (1, 2, 8):
-        assert sft.heldout_loss(gpt, BYTES, pairs, batch_size) == pytest.approx(
-            sum(losses) / len(losses), abs=1e-5
-        )
+    mean = sum(losses) / len(losses)
+    assert sft.heldout_loss(gpt, pairs) == pytest.approx(mean, abs=1e-5)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A base model of one's own text: there is no world behind it."""
     out = tmp_path_factory.mktemp("base")
-    (out / "verse.txt").write_text(
-        "Zoë mends a kite; the wind mends Zoë.\n" * 200, encoding="utf-8"
-    )
-    pretrain.main(
-        f"--data {out / 'verse.txt'} --tokenizer bytes --steps 4 --batch-size 2 --layers 1 --heads 2 --channels 16 --context 64 "
-        f"--eval-every 4 --device cpu --out {out}".split()
-    )
+    verse = out / "verse.txt"
+    verse.write_text("Zoë mends a kite; the wind mends Zoë.\n" * 200, encoding="utf-8")
+    flags = "--tokenizer bytes --steps 4 --batch-size 2 --layers 1 --heads 2 --channels 16".split()
+    flags += "--context 64 --eval-every 4 --device cpu".split()
+    pretrain.main([*flags, "--data", str(verse), "--out", str(out)])
     return out
 
 
@@ -580,61 +569,46 @@ def test_fine_tuning_on_a_file(base, tmp_path, capsys):
     """The second thing that people try: a world asked for where there is none, held-out
     conversations trained on, long ones lost in silence."""
     people = "Ann Bob Eve Tom Kim Leo Mia Max Sam Ida".split() * 3
-    talk = [
-        {"prompt": f"Who is {name}?", "completion": f"{name} mends kites, Zoë says."}
-        for name in people
-    ]
-    useless = [
-        {"prompt": "Why?", "completion": "Because. " * 20},
-        {"prompt": "Why?", "completion": ""},
-    ]
+    talk = [{"prompt": f"Who is {name}?", "completion": f"{name} mends kites, Zoë says."}
+            for name in people]
+    useless = [{"prompt": "Why?", "completion": "Because. " * 20},
+               {"prompt": "Why?", "completion": ""}]
     path = lines(tmp_path / "talk.jsonl", *talk, *useless, *[TALK] * 10)
-    flags = f"--init {base / 'pretrain.pt'} --data {path} --epochs 4 --batch-size 4 --lr 0.01 --device cpu --out".split()
+    flags = "--epochs 4 --batch-size 4 --lr 0.01 --device cpu".split()
+    flags += ["--init", str(base / "pretrain.pt"), "--data", str(path), "--out"]
     sft.main([*flags, str(tmp_path / "a")])
     printed = capsys.readouterr().out
-    assert (
-        "40 conversations; skipped: 1 longer than the context of 64 tokens, 1 with an empty answer."
-        in printed
-    )
-    assert (
-        "\033[90m<|user|> Who is Ann?<|assistant|>\033[32m Ann mends kites, Zoë says.<|endoftext|>\033[0m"
-        in printed
-    )
-    assert (
-        printed.count("before:") == 3
-        and "4 held-out conversations" in printed
-        and "model.py" in printed.splitlines()[-1]
-    )
-    figures = json.loads((tmp_path / "a/sft.json").read_text())
-    assert (
-        figures["conversations"] == 36
-        and figures["heldout_loss_nats"] < figures["heldout_loss_nats_before"] - 0.2
-    )
+    skipped = "1 longer than the context of 64 tokens, 1 with an empty answer"
+    assert f"40 conversations; skipped: {skipped}" in printed
+    grey, green = "\033[90m", "\033[32m"
+    assert f"{grey}<|user|> Who is Ann?<|assistant|>{green} Ann mends kites, Zoë says." in printed
+    assert printed.count("before:") == 3 and "4 held-out conversations" in printed
+    assert "model.py" in printed.splitlines()[-1]
+    figures = json.loads((tmp_path / "a/sft.json").read_text(encoding="utf-8"))
+    assert figures["conversations"] == 36
+    assert figures["heldout_loss_nats"] < figures["heldout_loss_nats_before"] - 0.2
     assert m.load(tmp_path / "a/sft.pt")["world_seed"] is None
     sft.main([*flags, str(tmp_path / "b")])
     a, b = (m.load(tmp_path / f"{x}/sft.pt")["model"] for x in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_heldout_conversations_are_not_trained_on(tmp_path):
+def test_heldout_conversations_are_not_trained_on(tmp_path, monkeypatch):
     """The whole file shuffled twice: a held-out loss that only measures memory."""
-    path = lines(
-        tmp_path / "talk.jsonl",
-        *[{"prompt": f"Who is {i}?", "completion": "Me."} for i in range(2500)],
-    )
-    train, heldout = sft.read_examples(path, BYTES, 64, seed=1)
-    assert (
-        len(heldout) == 200
-        and len(train) == 2300
-        and len({q[0][1] for q, _ in train + heldout}) == 2500
-    )
-    assert (
-        heldout
-        != sft.read_examples(path, BYTES, 64, seed=2)[1]
-        == sft.read_examples(path, BYTES, 64, seed=2)[1]
-    )
-    with pytest.raises(
-        SystemExit,
-        match="0 usable conversations, at least 2 are needed .*2500 longer than the context of 8 tokens",
-    ):
-        sft.read_examples(path, BYTES, 8, seed=1)
+    talk = [{"prompt": f"Who is {i}?", "completion": "Me."} for i in range(2500)]
+    path = lines(tmp_path / "talk.jsonl", *talk)
+    heldout = []
+    monkeypatch.setattr(sft, "heldout_loss", lambda model, pairs: heldout.append(pairs) or 0.0)
+
+    def split(seed, context=64):
+        gpt = m.GPT(m.GPTConfig(BYTES.n_vocab, context, 1, 2, 16), BYTES)
+        learn = sft.from_files(argparse.Namespace(data=path, seed=seed), gpt)[0]
+        return learn, heldout[-1]
+
+    learn, held = split(seed=1)
+    assert len(held) == 200 and len(learn) == 2300
+    assert len({question[0][1] for question, _ in learn + held}) == 2500
+    assert held != split(seed=2)[1] == split(seed=2)[1]
+    why = "0 usable conversations, at least 2 are needed .*2500 longer than the context of 8 tokens"
+    with pytest.raises(SystemExit, match=why):
+        split(seed=1, context=8)

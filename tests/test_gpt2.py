@@ -1,5 +1,5 @@
-"""GPT-2's weights, both ways: from Hugging Face's files into our network, and our checkpoints into
-theirs."""
+"""GPT-2's weights: from Hugging Face's files into our network. (The other way: docs/lab/export.py,
+tested in test_lab_model.py.)"""
 import gc
 import json
 import os
@@ -10,8 +10,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-# transformers must not look anything up
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"                         # transformers must not look anything up
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ import sft
 
 transformers = pytest.importorskip("transformers")
 try:
-    TOKENIZER = data.Tokenizer("gpt2")
+    data.Tokenizer("gpt2")
 except SystemExit as missing:
     pytest.skip(str(missing), allow_module_level=True)
 TEXT = "The wind is up, and Zoë's kite"
@@ -45,22 +44,14 @@ def their_gpt2(folder, **sizes):
 
 
 @torch.no_grad()
-def assert_same_model(theirs, gpt, tokenizer):
-    ids = tokenizer.encode(TEXT)
-    assert (
-        theirs(torch.tensor([ids])).logits[0]
-        - gpt(torch.tensor([ids]))[0, :, : theirs.config.vocab_size]
-    ).abs().max() < 1e-4
-    prompt = torch.tensor([ids])
-    text = theirs.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        do_sample=False,
-        max_new_tokens=10,
-        pad_token_id=0,
-    )[0, len(ids) :]
-    ours, = m.generate(gpt, [ids], 10, tokenizer, temperature=0)
-    assert ours == text.tolist() and len(set(ours)) > 5
+def assert_same_model(theirs, gpt):
+    ids = gpt.tokenizer.encode(TEXT)
+    prompt, words = torch.tensor([ids]), theirs.config.vocab_size
+    assert (theirs(prompt).logits - gpt(prompt)[..., :words]).abs().max() < 1e-4
+    text = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
+                           max_new_tokens=10, pad_token_id=0)
+    ours, = m.generate(gpt, [ids], 10, temperature=0)
+    assert ours == text[0, len(ids):].tolist() and len(set(ours)) > 5
 
 
 @pytest.fixture(scope="module")
@@ -70,23 +61,21 @@ def tiny(tmp_path_factory):
     return their_gpt2(folder, **TINY), folder
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [dict(), dict(n_layer=3, n_head=16, n_embd=1024)],
-    ids=["small", "three layers of medium"],
-)
+SIZES = {"small": dict(), "three layers of medium": dict(n_layer=3, n_head=16, n_embd=1024)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_gpt2_of_the_real_size(sizes, tmp_path):
     """One of the four transposed matrices missed, or heads split another way: square matrices load
     all the same and the text is nonsense."""
     theirs = their_gpt2(tmp_path, **sizes)
-    gpt, tokenizer, checkpoint = m.load_gpt(tmp_path)
-    assert gpt.config == m.GPTConfig(
-        50260, 1024, theirs.config.n_layer, theirs.config.n_head, theirs.config.n_embd
-    )
-    assert checkpoint["world_seed"] is None and not gpt.training
-    assert_same_model(theirs, gpt, tokenizer)
-    shutil.rmtree(tmp_path)                                       # half a gigabyte
-    del theirs, gpt, checkpoint
+    gpt, size = m.load_gpt(tmp_path), theirs.config
+    assert gpt.config == m.GPTConfig(50260, 1024, size.n_layer, size.n_head, size.n_embd)
+    assert gpt.world_seed is None and not gpt.training
+    assert_same_model(theirs, gpt)
+    shutil.rmtree(tmp_path)                                # half a gigabyte
+    del theirs, gpt
     gc.collect()
 
 
@@ -94,14 +83,11 @@ def test_new_tokens_start_as_the_mean_of_all(tiny):
     """Rows of zeros or of noise: a role token that is likelier than every word, or that no gradient
     tells from the others."""
     theirs, folder = tiny
-    gpt, tokenizer, _ = m.load_gpt(folder)
-    table = theirs.transformer.wte.weight
-    assert (
-        torch.equal(gpt.tokens.weight[:50257], table)
-        and gpt.tokens.weight.shape[0] == tokenizer.n_vocab
-    )
+    gpt, table = m.load_gpt(folder), theirs.transformer.wte.weight
+    tokenizer, ours = gpt.tokenizer, gpt.tokens.weight
+    assert torch.equal(ours[:50257], table) and len(ours) == tokenizer.n_vocab
     for new in (tokenizer.user, tokenizer.assistant, tokenizer.pad):
-        assert torch.allclose(gpt.tokens.weight[new], table.mean(0), atol=1e-6)
+        assert torch.allclose(ours[new], table.mean(0), atol=1e-6)
     # exp(mean of logits) <= mean of exp(logits): never likelier than 1 in 50257
     with torch.no_grad():
         p = gpt(torch.tensor([tokenizer.encode(TEXT)])).softmax(-1)
@@ -113,105 +99,90 @@ def write_safetensors(path, tensors, dtype):
     header, body = {}, b""
     for name, t in tensors.items():
         raw = t.contiguous().view(torch.uint8).numpy().tobytes()
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(t.shape),
-            "data_offsets": [len(body), len(body) + len(raw)],
-        }
+        place = [len(body), len(body) + len(raw)]
+        header[name] = {"dtype": dtype, "shape": list(t.shape), "data_offsets": place}
         body += raw
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + body)
 
 
-@pytest.mark.parametrize("layout", ["pytorch_model.bin", "F16", "BF16", "as OpenAI named it"])
-def test_other_layouts_of_the_same_weights(layout, tiny, tmp_path):
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+@pytest.mark.parametrize("dtype, layout", [("F16", "now"), ("BF16", "now"), ("F32", "older"),
+                                           ("F32", "as OpenAI named it")])
+def test_other_layouts_of_the_same_weights(dtype, layout, tiny, tmp_path):
     """Files differ in the prefix of names, in masks stored as weights, in a head stored twice, in
     precision; the model is the same."""
     theirs, folder = tiny
     shutil.copy(folder / "config.json", tmp_path)
-    state, exact = theirs.state_dict(), theirs
-    if layout in ("F16", "BF16"):
-        dtype = dict(F16=torch.float16, BF16=torch.bfloat16)[layout]
-        write_safetensors(
-            tmp_path / "model.safetensors",
-            {k: v.to(dtype) for k, v in state.items() if k != "lm_head.weight"},
-            layout,
-        )
-        exact = transformers.GPT2LMHeadModel(theirs.config).eval()
-        exact.load_state_dict({k: v.to(dtype).float() for k, v in state.items()})
-    # as older versions wrote it: prefix, head and masks
-    elif layout == "pytorch_model.bin":
-        state |= {
-            "transformer.h.0.attn.bias": torch.ones(1, 1, 32, 32).bool(),
-            "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
-        }
-        torch.save(state, tmp_path / layout)
+    exact, masks = transformers.GPT2LMHeadModel(theirs.config).eval(), torch.ones(1, 1, 32, 32)
+    state = {name: x.to(DTYPES[dtype]) for name, x in theirs.state_dict().items()}
+    exact.load_state_dict({name: x.float() for name, x in state.items()})
+    if layout == "older":                                  # the head once more, and the masks
+        state |= {"transformer.h.0.attn.bias": masks,
+                  "transformer.h.0.attn.masked_bias": torch.tensor([-1e4])}
     else:
-        bare = {
-            k.removeprefix("transformer."): v for k, v in state.items() if k != "lm_head.weight"
-        }
-        write_safetensors(
-            tmp_path / "model.safetensors",
-            bare | {"h.1.attn.bias": torch.ones(1, 1, 32, 32)},
-            "F32",
-        )
-    file, = (p for p in tmp_path.iterdir() if p.name != "config.json")
-    for path in (tmp_path, file):
-        gpt, tokenizer, _ = m.load_gpt(path)
+        del state["lm_head.weight"]
+    if layout == "as OpenAI named it":
+        state = {name.removeprefix("transformer."): x for name, x in state.items()}
+        state["h.1.attn.bias"] = masks
+    write_safetensors(tmp_path / "model.safetensors", state, dtype)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        gpt = m.load_gpt(path)
         assert gpt.tokens.weight.dtype == torch.float32
-        assert_same_model(exact, gpt, tokenizer)
+        assert_same_model(exact, gpt)
 
 
-@pytest.mark.parametrize(
-    "fault, says",
-    [
-        ("cut", "cut short"),
-        ("cut in the header", "cut short"),
-        ("pointer", "git-lfs pointer"),
-        ("text", "or no safetensors file"),
-        ("no config", "config.json"),
-        ("no weights", "model.safetensors"),
-        ("llama", "model_type is 'llama'"),
-        ("relu", "activation_function is 'relu'"),
-        ("epsilon", "layer_norm_epsilon is 1e-06"),
-        ("other size", "do not fit"),
-        ("fewer layers", "do not fit"),
-        ("no sizes", "does not describe"),
-        ("other vocabulary", "50257"),
-        ("header", "is not a safetensors file"),
-    ],
-)
+def test_pickled_weights_are_refused_with_a_remedy(tiny, tmp_path):
+    """Older copies of GPT-2 are pickled, and pickle runs whatever a downloaded file tells it to."""
+    shutil.copy(tiny[1] / "config.json", tmp_path)
+    torch.save(tiny[0].state_dict(), tmp_path / "pytorch_model.bin")
+    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
+        with pytest.raises(SystemExit, match="save_pretrained") as refusal:
+            m.load_gpt(path)
+        assert "\n" not in str(refusal.value) and str(path) in str(refusal.value)
+
+
+def spoil(fault, folder):
+    """Do to the two files what the name of the fault says."""
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    raw, settings = weights.read_bytes(), json.loads(config.read_text(encoding="utf-8"))
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548105171\n"
+    contents = {"cut": raw[:-1000], "cut in the header": raw[:100], "text": b"Not Found",
+                "header": struct.pack("<Q", 8) + b'{"a": 1}' + raw, "pointer": pointer,
+                "empty": b""}
+    changes = {"llama": dict(model_type="llama"), "relu": dict(activation_function="relu"),
+               "epsilon": dict(layer_norm_epsilon=1e-6), "other size": dict(n_positions=64),
+               "fewer layers": dict(n_layer=1), "other vocabulary": dict(vocab_size=50000)}
+    texts = {"no sizes": "{}", "a list": "[]", "not JSON": '{"model_type": '}
+    if fault in contents:
+        weights.write_bytes(contents[fault])
+    if fault in changes:
+        config.write_text(json.dumps(settings | changes[fault]), encoding="utf-8")
+    if fault in texts:
+        config.write_text(texts[fault], encoding="utf-8")
+    if fault == "no config":
+        config.unlink()
+    if fault == "no weights":
+        weights.unlink()
+
+
+@pytest.mark.parametrize("fault, says", [
+    ("cut", "cut short, or is not a safetensors file"), ("cut in the header", "cut short"),
+    ("header", "is not a safetensors file"), ("text", "is not a safetensors file"),
+    ("empty", "cut short"), ("pointer", "git-lfs pointer"),
+    ("no config", "config.json"), ("no weights", "model.safetensors"),
+    ("llama", "model_type is 'llama'"), ("relu", "activation_function is 'relu'"),
+    ("epsilon", "layer_norm_epsilon is 1e-06"), ("other size", "do not fit"),
+    ("fewer layers", "do not fit"), ("other vocabulary", "50257"),
+    ("no sizes", "is no GPT-2"), ("a list", "is no GPT-2"),
+    ("not JSON", "not JSON")])
 def test_what_is_not_gpt2_is_refused_in_one_sentence(fault, says, tiny, tmp_path):
     """A download that broke off, a clone without its large files, another family of models: a
     traceback, or, worse, a model that loads."""
     shutil.copytree(tiny[1], tmp_path, dirs_exist_ok=True)
-    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
-    raw = weights.read_bytes()
-    changed = {
-        "llama": dict(model_type="llama"),
-        "relu": dict(activation_function="relu"),
-        "epsilon": dict(layer_norm_epsilon=1e-6),
-        "other size": dict(n_positions=64),
-        "fewer layers": dict(n_layer=1),
-        "other vocabulary": dict(vocab_size=50000),
-    }
-    if fault in changed:
-        config.write_text(json.dumps(json.loads(config.read_text()) | changed[fault]))
-    contents = {
-        "cut": raw[:-1000],
-        "cut in the header": raw[:100],
-        "text": b"Not Found",
-        "header": struct.pack("<Q", 8) + b'{"a": 1}' + raw,
-        "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548105171\n",
-    }
-    if fault in contents:
-        weights.write_bytes(contents[fault])
-    if fault.startswith("no "):
-        {
-            "no config": config.unlink,
-            "no weights": weights.unlink,
-            "no sizes": lambda: config.write_text("{}"),
-        }[fault]()
+    spoil(fault, tmp_path)
     with pytest.raises(SystemExit, match=says) as refusal:
         m.load_gpt(tmp_path)
     assert "\n" not in str(refusal.value) and str(tmp_path) in str(refusal.value)
@@ -219,8 +190,7 @@ def test_what_is_not_gpt2_is_refused_in_one_sentence(fault, says, tiny, tmp_path
 
 @pytest.fixture
 def caches(tmp_path, monkeypatch):
-    """Empty caches of PyTorch and Hugging Face, and a working folder without anything named gpt2.
-    """
+    """Empty caches of PyTorch and Hugging Face, and a working folder with nothing named gpt2."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
@@ -234,16 +204,14 @@ def test_without_a_network_it_says_which_files_to_put_where(caches, tiny, monkey
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "urlopen", offline)
-    with pytest.raises(
-        SystemExit,
-        match="config.json and model.safetensors from https://huggingface.co/.*gpt2/tree/main into",
-    ) as refusal:
+    says = "config.json and model.safetensors from https://huggingface.co/.*gpt2/tree/main into"
+    with pytest.raises(SystemExit, match=says) as refusal:
         m.load_gpt("gpt2")
     folder = Path(str(refusal.value).split(" into ")[1])
     # no half file that the next run would take for whole
     assert list(folder.iterdir()) == []
     shutil.copytree(tiny[1], folder, dirs_exist_ok=True)
-    assert m.load_gpt("gpt2")[0].config.layers == 2
+    assert m.load_gpt("gpt2").config.layers == 2
 
 
 @pytest.mark.parametrize("repository", ["models--gpt2", "models--openai-community--gpt2"])
@@ -254,7 +222,7 @@ def test_weights_in_hugging_faces_cache_are_found(repository, caches, tiny, monk
     # the configuration alone is of no use
     shutil.copytree(tiny[1], snapshots / "0", ignore=shutil.ignore_patterns("model.*"))
     shutil.copytree(tiny[1], snapshots / "1")
-    assert m.load_gpt("gpt2")[0].config.layers == 2
+    assert m.load_gpt("gpt2").config.layers == 2
 
 
 def test_a_name_downloads_once(caches, tiny, monkeypatch):
@@ -271,142 +239,27 @@ def test_a_name_downloads_once(caches, tiny, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(m, "GPT2_HUB", f"http://127.0.0.1:{server.server_port}")
         for _ in range(2):
-            assert m.load_gpt("gpt2-medium")[0].config.layers == 2
+            assert m.load_gpt("gpt2-medium").config.layers == 2
         server.shutdown()
-    assert asked == [
-        f"/gpt2-medium/resolve/main/{name}" for name in ("config.json", "model.safetensors")
-    ]
+    files = ("config.json", "model.safetensors")
+    assert asked == [f"/gpt2-medium/resolve/main/{name}" for name in files]
 
 
 def test_pretraining_goes_on_from_gpt2(tiny, tmp_path, capsys):
     """Fine-tuning that starts at the rate of a new model and forgets all it knew; a checkpoint that
     cannot be read back."""
-    (tmp_path / "verse.txt").write_text(
-        "Zoë mends a kite; the wind mends Zoë.\n" * 60, encoding="utf-8"
-    )
-    flags = [
-        "--init",
-        str(tiny[1]),
-        "--data",
-        str(tmp_path / "verse.txt"),
-        "--out",
-        str(tmp_path),
-        "--device",
-        "cpu",
-        "--batch-size",
-        "2",
-    ]
-    pretrain.main([*flags, "--steps", "2"])
-    gpt, tokenizer, checkpoint = m.load_gpt(tmp_path / "pretrain.pt")
-    before = m.load_gpt(tiny[1])[0]
-    moved = max((a - b).abs().max().item() for a, b in zip(gpt.parameters(), before.parameters()))
-    assert (
-        checkpoint["tokenizer"] == "gpt2"
-        and gpt.config == before.config
-        and tokenizer.n_vocab == 50260
-    )
-    # two steps of a warm-up of 50, at 3e-5
-    assert 0 < moved < 1e-5
-    m.main(
-        [
-            str(tmp_path / "pretrain.pt"),
-            "--base",
-            "--prompt",
-            "Zoë",
-            "--max-new",
-            "4",
-            "--device",
-            "cpu",
-        ]
-    )
+    verse, out = tmp_path / "verse.txt", str(tmp_path)
+    verse.write_text("Zoë mends a kite; the wind mends Zoë.\n" * 60, encoding="utf-8")
+    pretrain.main(["--init", str(tiny[1]), "--data", str(verse), "--out", out, "--device", "cpu",
+                   "--batch-size", "2", "--steps", "2"])
+    gpt, before = m.load_gpt(tmp_path / "pretrain.pt"), m.load_gpt(tiny[1])
+    pairs = zip(gpt.parameters(), before.parameters())
+    moved = max((a - b).abs().max().item() for a, b in pairs)
+    assert gpt.tokenizer.vocab == "gpt2" and gpt.config == before.config
+    assert 0 < moved < 1e-5                                # two steps of a warm-up of 50, at 3e-5
+    m.main([str(tmp_path / "pretrain.pt"), "--base", "--prompt", "Zoë", "--max-new", "4",
+            "--device", "cpu"])
     # the role tokens, equal at first, learn apart
-    sft.train(gpt, tokenizer, [("Who mends?", "Zoë.")] * 4, 1, 2, 1e-3, 0)
-    assert not torch.allclose(
-        gpt.tokens.weight[tokenizer.user], gpt.tokens.weight[tokenizer.assistant], atol=1e-6
-    )
-
-
-@pytest.fixture(scope="module")
-def world_text():
-    world = data.World(0)
-    return "\n".join(data.unmark(data.write_document(world, "train", i)[1]) for i in range(300))
-
-
-VERSE = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll: What, ho! 'tis I; we'll not be wrong'd: they'd say\n\n  'What's he?'"
-UNICODE = "Zoë, naïve café: 中文字符, हिन्दी नमस्ते, می‌خواهم, 👨‍👩‍👧😀, ½²Ⅷ٣٤ x‿y _a_b__ \t\n\n a\u00a0b\u0085c\u200bd\ufeff 1234 aaaaaaa ---- \r\n  \n"
-
-
-@pytest.mark.parametrize("name", ["bpe", "bytes", "gpt2"])
-def test_export_gives_the_same_logits_and_ids(name, world_text, tmp_path, capsys):
-    """A model whose ids mean other words elsewhere: it loads, runs and talks rubbish. And back
-    again, nothing may have changed."""
-    tokenizer = data.make_tokenizer(name, [world_text, VERSE, UNICODE * 3], 1280)
-    torch.manual_seed(0)
-    gpt = m.GPT(m.GPTConfig(tokenizer.n_vocab, 64, 2, 4, 32)).eval()
-    for p in gpt.parameters():
-        torch.nn.init.normal_(p, mean=float(p.dim() == 1) * 0.1, std=0.2)
-    m.save(
-        tmp_path / "ppo.pt",
-        config=vars(gpt.config),
-        model=gpt.state_dict(),
-        tokenizer=tokenizer.state(),
-        world_seed=3,
-    )
-    m.main([str(tmp_path / "ppo.pt"), "--export", str(tmp_path / "hub")])
-
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hub").eval()
-    tokens = torch.randint(
-        0, tokenizer.n_vocab, (2, 30), generator=torch.Generator().manual_seed(1)
-    )
-    with torch.no_grad():
-        assert (theirs(tokens).logits - gpt(tokens)).abs().max() < 1e-4
-    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "hub")
-    assert (len(auto), auto.eos_token_id, auto.pad_token_id) == (
-        tokenizer.n_vocab,
-        tokenizer.eot,
-        tokenizer.pad,
-    )
-    assert (theirs.config.eos_token_id, theirs.config.pad_token_id) == (
-        tokenizer.eot,
-        tokenizer.pad,
-    )
-    for text in (world_text, VERSE, UNICODE):
-        assert (
-            auto.encode(text) == tokenizer.encode(text)
-            and auto.decode(tokenizer.encode(text)) == text
-        )
-    chat = [
-        {"role": "user", "content": "Where does Ann live?"},
-        {"role": "assistant", "content": "Oslo."},
-    ]
-    assert auto.apply_chat_template(
-        chat[:1], add_generation_prompt=True, return_dict=False
-    ) == data.chat_prompt(tokenizer, chat[0]["content"])
-    assert (
-        auto.apply_chat_template(chat, return_dict=False)
-        == data.chat_example(tokenizer, chat[0]["content"], chat[1]["content"])[0]
-    )
-
-    theirs.save_pretrained(tmp_path / "theirs")                   # as after fine-tuning it there
-    for folder in ("hub", "theirs"):
-        back, again, checkpoint = m.load_gpt(tmp_path / folder)
-        assert (
-            back.config == gpt.config
-            and again.vocab == tokenizer.vocab
-            and checkpoint["world_seed"] == 3
-        )
-        assert all(
-            torch.equal(a, b) for a, b in zip(back.state_dict().values(), gpt.state_dict().values())
-        )
-
-
-def test_export_takes_one_checkpoint_and_a_folder(tmp_path):
-    """Two models written to one folder, the second over the first."""
-    (tmp_path / "file").write_text("precious")
-    for arguments in (
-        ["a.pt", "b.pt", "--export", str(tmp_path)],
-        ["a.pt", "--export", str(tmp_path / "file")],
-    ):
-        with pytest.raises(SystemExit, match="--export takes one checkpoint and a folder"):
-            m.main(arguments)
-    assert (tmp_path / "file").read_text() == "precious"
+    sft.train(gpt, [("Who mends?", "Zoë.")] * 4, 1, 2, 1e-3, 0)
+    table = gpt.tokens.weight
+    assert not torch.allclose(table[gpt.tokenizer.user], table[gpt.tokenizer.assistant], atol=1e-6)

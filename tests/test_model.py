@@ -1,4 +1,5 @@
 """The network against an independent one, and sampling against a slow version of itself."""
+import argparse
 import math
 import os
 
@@ -9,96 +10,74 @@ import torch.nn.functional as F
 
 import data
 import model as m
+import ppo
 
 TOKENIZER = data.make_tokenizer("bytes", [])
 PROMPTS = [[5, 9, 200], [7], list(range(30, 50)), [100, 101, 102, 103, 104, 105], [42, 42]]
 
 
-def tiny_gpt(seed=0, **sizes):
+def tiny_gpt(seed=0):
     """A random model with decided opinions, biases included."""
     torch.manual_seed(seed)
-    gpt = m.GPT(
-        m.GPTConfig(
-            **{
-                **dict(vocab_size=TOKENIZER.n_vocab, context=64, layers=2, heads=4, channels=32),
-                **sizes,
-            }
-        )
-    )
+    gpt = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 64, 2, 4, 32), TOKENIZER, world_seed=3)
     for p in gpt.parameters():
         torch.nn.init.normal_(p, mean=float(p.dim() == 1) * 0.1, std=0.2)
     return gpt.eval()
 
 
+def random_ids(*size, seed=0):
+    return torch.randint(0, 256, size, generator=torch.Generator().manual_seed(seed))
+
+
+def as_theirs(gpt):
+    """A network of ours -> transformers' GPT-2 with the same weights."""
+    transformers = pytest.importorskip("transformers")
+    size, no_dropout = gpt.config, dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    config = transformers.GPT2Config(
+        vocab_size=size.vocab_size, n_positions=size.context, n_embd=size.channels,
+        n_layer=size.layers, n_head=size.heads, bos_token_id=TOKENIZER.eot,
+        eos_token_id=TOKENIZER.eot, pad_token_id=TOKENIZER.pad, **no_dropout)
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    weights = {"transformer.wte.weight": gpt.tokens.weight, "lm_head.weight": gpt.tokens.weight,
+               "transformer.wpe.weight": gpt.positions.weight,
+               "transformer.ln_f.weight": gpt.norm.weight, "transformer.ln_f.bias": gpt.norm.bias}
+    for i, block in enumerate(gpt.blocks):
+        parts = {"ln_1": block.norm1, "attn.c_attn": block.attention.qkv,
+                 "attn.c_proj": block.attention.out, "ln_2": block.norm2,
+                 "mlp.c_fc": block.up, "mlp.c_proj": block.down}
+        for name, part in parts.items():
+            # their matrices are stored (in, out)
+            weight = part.weight if name.startswith("ln") else part.weight.T
+            weights[f"transformer.h.{i}.{name}.weight"] = weight
+            weights[f"transformer.h.{i}.{name}.bias"] = part.bias
+    copies = {name: weight.detach().clone() for name, weight in weights.items()}
+    missing, unexpected = theirs.load_state_dict(copies, strict=False)
+    masks = (".attn.bias", ".attn.masked_bias")
+    assert not unexpected and all(name.endswith(masks) for name in missing)
+    return theirs
+
+
+@torch.no_grad()
 def test_our_gpt_is_gpt2():
     """A wrong GELU, a norm in the wrong place, heads split the wrong way: models that train, but
     are not what they say."""
-    transformers = pytest.importorskip("transformers")
     gpt = tiny_gpt()
-    config = transformers.GPT2Config(
-        vocab_size=TOKENIZER.n_vocab,
-        n_positions=64,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=TOKENIZER.eot,
-        eos_token_id=TOKENIZER.eot,
-        pad_token_id=TOKENIZER.pad,
-    )
-    theirs = transformers.GPT2LMHeadModel(config).eval()
-    weights = {
-        "transformer.wte.weight": gpt.tokens.weight,
-        "transformer.wpe.weight": gpt.positions.weight,
-        "lm_head.weight": gpt.tokens.weight,
-        "transformer.ln_f.weight": gpt.norm.weight,
-        "transformer.ln_f.bias": gpt.norm.bias,
-    }
-    for i, block in enumerate(gpt.blocks):
-        for name, part in {
-            "ln_1": block.norm1,
-            "ln_2": block.norm2,
-            "attn.c_attn": block.attention.qkv,
-            "attn.c_proj": block.attention.out,
-            "mlp.c_fc": block.up,
-            "mlp.c_proj": block.down,
-        }.items():
-            # theirs are stored (in, out)
-            weight = part.weight if name.startswith("ln") else part.weight.T
-            weights |= {
-                f"transformer.h.{i}.{name}.weight": weight,
-                f"transformer.h.{i}.{name}.bias": part.bias,
-            }
-    missing, unexpected = theirs.load_state_dict(
-        {k: v.detach().clone() for k, v in weights.items()}, strict=False
-    )
-    assert not unexpected and not [
-        k for k in missing if not k.endswith((".attn.bias", ".attn.masked_bias"))
-    ]
-
-    tokens = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        assert (gpt(tokens) - theirs(tokens).logits).abs().max() < 1e-4
-        for prompt, ours in zip(PROMPTS, m.generate(gpt, PROMPTS, 20, TOKENIZER, temperature=0)):
-            ids = torch.tensor([prompt])
-            text = theirs.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20
-            )[0, len(prompt) :].tolist()
-            assert ours == text
+    theirs, tokens = as_theirs(gpt), random_ids(3, 40, seed=1)
+    assert (gpt(tokens) - theirs(tokens).logits).abs().max() < 1e-4
+    for prompt, ours in zip(PROMPTS, m.generate(gpt, PROMPTS, 20, temperature=0)):
+        ids = torch.tensor([prompt])
+        text = theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                               max_new_tokens=20)
+        assert ours == text[0, len(prompt):].tolist()
 
 
 def slow_sample(gpt, prompt, max_new, temperature, seed, index):
     """No batch, no padding, no cache: the whole text through the network for each new token."""
-    ids, noise = (
-        list(prompt),
-        np.random.default_rng([*seed, index]).random(max_new, dtype=np.float32),
-    )
+    ids = list(prompt)
+    noise = np.random.default_rng([*seed, index]).random(max_new, dtype=np.float32)
     for u in noise:
         logits = gpt(torch.tensor([ids]))[0, -1].double()
-        # the one token a model may never say
-        logits[TOKENIZER.pad] = -torch.inf
+        logits[TOKENIZER.pad] = -torch.inf                 # the one token a model may never say
         p = (logits / temperature).softmax(-1)
         ids.append(int((p.cumsum(-1) > u).nonzero()[0]))
         if ids[-1] == TOKENIZER.eot:
@@ -111,22 +90,22 @@ def test_cached_sampling_equals_uncached_sampling():
     """A KV cache one position off, or left padding that moves positions: text that is a little
     worse and nobody knows why."""
     gpt = tiny_gpt()
-    fast = m.generate(gpt, PROMPTS, 24, TOKENIZER, temperature=0.9, seed=(3, 1))
+    fast = m.generate(gpt, PROMPTS, 24, temperature=0.9, seed=(3, 1))
     assert fast == [slow_sample(gpt, p, 24, 0.9, (3, 1), i) for i, p in enumerate(PROMPTS)]
 
 
-def test_a_sample_depends_on_its_seed_and_index_only():
+def test_a_sample_depends_on_its_seed_and_index_only(monkeypatch):
     """Results that change with the batch size: nobody can then reproduce a single answer."""
     gpt = tiny_gpt()
-    all_at_once = m.generate(gpt, PROMPTS, 16, TOKENIZER, seed=(7,))
-    assert m.generate(gpt, PROMPTS, 16, TOKENIZER, seed=(7,), batch_size=2) == all_at_once
-    assert (
-        m.generate(gpt, PROMPTS[:1] + [[1, 2]] * 4, 16, TOKENIZER, seed=(7,))[0] == all_at_once[0]
-    )
-    assert m.generate(gpt, PROMPTS, 8, TOKENIZER, seed=(7,)) == [r[:8] for r in all_at_once]
-    assert m.generate(gpt, PROMPTS, 16, TOKENIZER, seed=(8,)) != all_at_once
-    same = m.generate(gpt, [PROMPTS[0]] * 3, 16, TOKENIZER, seed=(7,))
+    all_at_once = m.generate(gpt, PROMPTS, 16, seed=(7,))
+    others = PROMPTS[:1] + [[1, 2]] * 4
+    assert m.generate(gpt, others, 16, seed=(7,))[0] == all_at_once[0]
+    assert m.generate(gpt, PROMPTS, 8, seed=(7,)) == [reply[:8] for reply in all_at_once]
+    assert m.generate(gpt, PROMPTS, 16, seed=(8,)) != all_at_once
+    same = m.generate(gpt, [PROMPTS[0]] * 3, 16, seed=(7,))
     assert same[0] != same[1] != same[2]
+    monkeypatch.setattr(m, "SAMPLING_BATCH", 2)
+    assert m.generate(gpt, PROMPTS, 16, seed=(7,)) == all_at_once
 
 
 @torch.no_grad()
@@ -143,23 +122,20 @@ def test_a_left_padded_prompt_gives_the_same_logits():
 def test_packed_documents_do_not_see_one_another():
     """Attention across document borders, and positions that go on counting: the model learns that
     texts follow from strangers."""
-    gpt, (a, b, c) = tiny_gpt(), ([1, 2, 3, 4], [9, 8], [4, 4, 7, 1, 2])
+    gpt, documents = tiny_gpt(), ([1, 2, 3, 4], [9, 8], [4, 4, 7, 1, 2])
     segments = torch.tensor([[1] * 4 + [2] * 2 + [3] * 5])
-    packed = gpt(torch.tensor([a + b + c]), segments)[0]
-    alone = torch.cat([gpt(torch.tensor([d]))[0] for d in (a, b, c)])
+    packed = gpt(torch.tensor([sum(documents, [])]), segments)[0]
+    alone = torch.cat([gpt(torch.tensor([document]))[0] for document in documents])
     assert torch.allclose(packed, alone, atol=1e-4)
 
 
 @torch.no_grad()
 def test_garbage_in_the_padding_changes_nothing():
     """A mask that is right for zeros and wrong for anything else."""
-    gpt = tiny_gpt()
+    gpt, tokens = tiny_gpt(), random_ids(2, 7)
     segments = torch.tensor([[0, 0, 1, 1, 1, 0, 0], [1, 1, 1, 2, 2, 2, 0]])
-    tokens = torch.randint(0, 256, (2, 7), generator=torch.Generator().manual_seed(0))
-    clean, dirty = (
-        gpt(tokens, segments),
-        gpt(torch.where(segments > 0, tokens, 255 - tokens), segments),
-    )
+    other = torch.where(segments > 0, tokens, 255 - tokens)
+    clean, dirty = gpt(tokens, segments), gpt(other, segments)
     assert torch.equal(clean[segments > 0], dirty[segments > 0]) and clean.isfinite().all()
 
 
@@ -169,124 +145,135 @@ def test_positions_start_again_with_each_document():
     assert m.segment_positions(segments).tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 0, 1, 0, 1]]
 
 
+def test_masks_by_hand():
+    """A mask that is transposed, or that counts the new tokens from the wrong end of the cache."""
+    rows = ["1...", "11..", "..1.", "..11"]                # as in the docstring of attention_mask
+    expected = [[x == "1" for x in row] for row in rows]
+    segments = torch.tensor([[1, 1, 2, 2]])
+    assert m.attention_mask(segments, 4).tolist() == [[expected]]
+    assert m.attention_mask(segments, 1).tolist() == [[expected[-1:]]]      # one token, a cache
+    padded = torch.tensor([[0, 0, 1]])                     # no row is empty: its softmax is NaN
+    assert m.attention_mask(padded, 3).any(-1).all()
+
+
+@torch.no_grad()
 def test_the_future_is_invisible():
     """A mask that lets a token see the one it has to predict: a loss near 0 and a useless model."""
-    gpt = tiny_gpt()
-    tokens = torch.randint(0, 256, (1, 12), generator=torch.Generator().manual_seed(0))
+    gpt, tokens = tiny_gpt(), random_ids(1, 12)
     changed = tokens.clone()
     changed[0, 7] = (tokens[0, 7] + 1) % 256
     for segments in (None, torch.ones_like(tokens)):
         before, after = gpt(tokens, segments), gpt(changed, segments)
-        assert torch.allclose(before[:, :7], after[:, :7], atol=1e-6) and not torch.allclose(
-            before[:, 7], after[:, 7], atol=1e-3
-        )
+        assert torch.allclose(before[:, :7], after[:, :7], atol=1e-6)
+        assert not torch.allclose(before[:, 7], after[:, 7], atol=1e-3)
 
 
+@torch.no_grad()
 def test_token_logprobs_are_cross_entropies():
     """Log-probabilities shifted by one, or not divided by the sampling temperature."""
-    gpt = tiny_gpt()
-    tokens = torch.randint(0, 256, (2, 9), generator=torch.Generator().manual_seed(0))
-    logits = gpt(tokens)
+    gpt, tokens = tiny_gpt(), random_ids(2, 9)
     for temperature in (1.0, 0.7):
-        expected = -F.cross_entropy(
-            (logits[:, :-1] / temperature).mT, tokens[:, 1:], reduction="none"
-        )
-        assert torch.allclose(
-            m.token_logprobs(gpt, tokens, temperature=temperature), expected, atol=1e-5
-        )
+        logits = gpt(tokens)[:, :-1] / temperature
+        expected = -F.cross_entropy(logits.mT, tokens[:, 1:], reduction="none")
+        got = ppo.token_logprobs(gpt, tokens, temperature=temperature)
+        assert torch.allclose(got, expected, atol=1e-5)
 
 
-def frequencies(logits, n=20000, **options):
-    """Shares of the tokens picked with evenly spread noise, which inverse-transform sampling turns
-    into the exact probabilities."""
-    noise = (torch.arange(n) + 0.5) / n
-    picked = m.pick_tokens(logits.expand(n, -1), noise, **options)
-    return torch.bincount(picked, minlength=logits.shape[-1]) / n
+def frequencies(logits, temperature=1.0, **limits):
+    """Shares of the tokens that are sampled with evenly spread noise, which inverse-transform
+    sampling turns into the exact probabilities. `limits`: those of keep_likely."""
+    n = 20000
+    noise, many = (torch.arange(n) + 0.5) / n, logits.expand(n, -1)
+    chosen = m.sample(many, noise, temperature, lambda x: m.keep_likely(x, **limits))
+    return torch.bincount(chosen, minlength=logits.shape[-1]) / n
 
 
 def test_sampling_at_t_is_scored_at_t():
     """Sampling at T and scoring at 1: the usual cause of a "negative KL"."""
     logits = torch.tensor([2.0, 0.5, -1.0, 0.0, 1.0])
     for temperature in (1.0, 0.5, 2.0):
-        assert torch.allclose(
-            frequencies(logits, temperature=temperature),
-            (logits / temperature).softmax(-1),
-            atol=2e-4,
-        )
+        expected = (logits / temperature).softmax(-1)
+        assert torch.allclose(frequencies(logits, temperature), expected, atol=2e-4)
 
 
-def test_top_k_top_p_and_temperature_by_hand():
+@pytest.mark.parametrize("options, expected", [
+    (dict(), [.15, .5, .05, .3]),
+    (dict(temperature=0), [0, 1, 0, 0]),
+    (dict(temperature=0.5), [.0225 / .365, .25 / .365, .0025 / .365, .09 / .365]),
+    (dict(top_k=1), [0, 1, 0, 0]),
+    (dict(top_k=2), [0, .625, 0, .375]),
+    (dict(top_k=99), [.15, .5, .05, .3]),
+    (dict(top_p=.45), [0, 1, 0, 0]),                       # .5 alone reaches it
+    (dict(top_p=.7), [0, .625, 0, .375]),                  # .5 does not, .5 + .3 does
+    (dict(top_p=.9), [.15 / .95, .5 / .95, 0, .3 / .95]),
+    (dict(top_k=3, top_p=.8), [0, .625, 0, .375]),         # of .5, .3, .15, renormalised, two do
+], ids=str)
+def test_top_k_top_p_and_temperature_by_hand(options, expected):
     """Filters applied in the wrong order, one token too many or too few, or probabilities not
     renormalised."""
     logits = torch.tensor([.15, .5, .05, .3]).log()
-    close = lambda got, expected: torch.allclose(got, torch.tensor(expected), atol=2e-4)
-    assert close(frequencies(logits), [.15, .5, .05, .3])
-    assert close(frequencies(logits, temperature=0), [0., 1, 0, 0])
-    assert close(
-        frequencies(logits, temperature=0.5),
-        [0.0225 / 0.365, 0.25 / 0.365, 0.0025 / 0.365, 0.09 / 0.365],
-    )
-    assert close(frequencies(logits, top_k=1), [0., 1, 0, 0])
-    assert close(frequencies(logits, top_k=2), [0, .625, 0, .375])
-    assert close(frequencies(logits, top_k=99), [.15, .5, .05, .3])
-    assert close(frequencies(logits, top_p=.45), [0., 1, 0, 0])               # .5 alone reaches it
-    # .5 does not, .5 + .3 does
-    assert close(frequencies(logits, top_p=.7), [0, .625, 0, .375])
-    assert close(frequencies(logits, top_p=.9), [.15 / .95, .5 / .95, 0, .3 / .95])
-    # among .5, .3, .15 (renormalised) two reach .8
-    assert close(frequencies(logits, top_k=3, top_p=.8), [0, .625, 0, .375])
+    assert frequencies(logits, **options).tolist() == pytest.approx(expected, abs=2e-4)
 
 
-def test_impossible_tokens_are_never_picked():
+def test_impossible_tokens_are_never_sampled():
     """Noise of exactly 0, or rounding in the last sum, picks a token of probability 0."""
     logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]] * 2)
-    assert m.pick_tokens(logits, torch.tensor([0.0, 1 - 2 ** -24])).tolist() == [1, 2]
+    assert m.sample(logits, torch.tensor([0.0, 1 - 2 ** -24])).tolist() == [1, 2]
+
+
+def always_says(token, weight):
+    """A model that finds one token likelier than all others."""
+    gpt = tiny_gpt()
+    gpt.norm.weight.data.zero_()
+    gpt.norm.bias.data.copy_(gpt.tokens.weight[token] * weight)
+    return gpt
 
 
 def test_sampling_stops_at_end_of_text():
-    """Text that goes on after the model has ended it, or an end that goes missing from the reply.
-    """
-    gpt = tiny_gpt()
-    gpt.norm.weight.data.zero_()
-    # every prediction is mostly end-of-text
-    gpt.norm.bias.data.copy_(gpt.tokens.weight[TOKENIZER.eot] * 4)
-    replies = m.generate(gpt, PROMPTS * 4, 30, TOKENIZER, seed=(1,))
+    """Text that goes on after the model has ended it, or a reply that has lost its end."""
+    replies = m.generate(always_says(TOKENIZER.eot, 4), PROMPTS * 4, 30, seed=(1,))
     assert any(len(r) > 1 for r in replies) and any(len(r) == 1 for r in replies)
-    for r in replies:
-        assert r.index(TOKENIZER.eot) == len(r) - 1
+    for reply in replies:
+        assert reply.index(TOKENIZER.eot) == len(reply) - 1
     stop = replies[0][0] if replies[0][0] != TOKENIZER.eot else 65
-    stopped = m.generate(tiny_gpt(), PROMPTS, 30, TOKENIZER, seed=(1,), stop=[stop, 7])
-    assert all(t not in (stop, 7, TOKENIZER.eot) for r in stopped for t in r[:-1])
+    for reply in m.generate(tiny_gpt(), PROMPTS, 30, seed=(1,), stop=[stop, 7]):
+        assert not {stop, 7, TOKENIZER.eot} & set(reply[:-1])
 
 
 def test_rows_that_have_ended_leave_the_batch():
     """Two answers swapped, or one that goes on with its neighbour's cache, once the batch shrinks
     to those still being written."""
-    gpt, stop = tiny_gpt(), set(range(40))
-    whole = m.generate(gpt, PROMPTS * 4, 24, TOKENIZER, seed=(7,))
-    cut = [r[:next((i + 1 for i, t in enumerate(r) if t in stop), len(r))] for r in whole]
-    # they end one after another
-    assert len({len(r) for r in cut}) > 4
-    assert m.generate(gpt, PROMPTS * 4, 24, TOKENIZER, seed=(7,), stop=[*stop]) == cut
+    gpt, stop, cut = tiny_gpt(), range(40), []
+    for reply in m.generate(gpt, PROMPTS * 4, 24, seed=(7,)):
+        ends = [i + 1 for i, token in enumerate(reply) if token in stop]
+        cut.append(reply[:ends[0]] if ends else reply)
+    assert len(set(map(len, cut))) > 4                     # they end one after another
+    assert m.generate(gpt, PROMPTS * 4, 24, seed=(7,), stop=stop) == cut
 
 
 def test_a_sampled_pad_token_does_not_break_a_reply():
     """An untrained model may sample the pad token: a reply must never be empty, nor hold a pad that
     later counts as padding."""
-    gpt = tiny_gpt()
-    gpt.norm.weight.data.zero_()
-    gpt.norm.bias.data.copy_(gpt.tokens.weight[TOKENIZER.pad] * 2)
-    replies = m.generate(gpt, [[1, 2], [3]] * 10, 6, TOKENIZER, seed=(0,))
-    assert all(r and TOKENIZER.pad not in r for r in replies)
+    replies = m.generate(always_says(TOKENIZER.pad, 2), [[1, 2], [3]] * 10, 6)
+    assert all(replies) and not any(TOKENIZER.pad in reply for reply in replies)
 
 
 def test_a_prompt_that_does_not_fit_is_named():
     """An index error from inside the position table."""
     with pytest.raises(ValueError, match="context"):
-        m.generate(tiny_gpt(), [[1] * 64], 5, TOKENIZER)
-    assert len(m.generate(tiny_gpt(), [[1] * 60], 50, TOKENIZER)[0]) <= 4
+        m.generate(tiny_gpt(), [[1] * 64], 5)
+    assert len(m.generate(tiny_gpt(), [[1] * 60], 50)[0]) <= 4
     with pytest.raises(ValueError, match="context"):
         tiny_gpt()(torch.ones(1, 65, dtype=torch.long))
+
+
+def test_a_bare_prompt_has_no_chat_in_it():
+    """A base model that is asked in a template it has never read, and is then called stupid."""
+    gpt, text = tiny_gpt(), "The wind"
+    prompt = [TOKENIZER.eot, *TOKENIZER.encode(" The wind")]
+    reply, = m.generate(gpt, [prompt], 8, 0.5, seed=(2,))
+    assert m.answer(gpt, [text], 8, 0.5, (2,), bare=True) == [data.decode_reply(TOKENIZER, reply)]
+    assert m.answer(gpt, [text], 8, 0.5, (2,)) != m.answer(gpt, [text], 8, 0.5, (2,), bare=True)
 
 
 def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -295,8 +282,7 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     m.save(path, number=1)
 
     def crash(contents, file):
-        with open(file, "wb") as f:
-            f.write(b"half")
+        file.write_bytes(b"half")
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
@@ -327,57 +313,72 @@ def test_files_that_are_missing_or_wrong_name_the_remedy(tmp_path):
     """A traceback for a mistake of the user's."""
     with pytest.raises(SystemExit, match=r"sft.pt not found: run `python sft.py` first"):
         m.load_gpt(tmp_path / "sft.pt", "sft.py")
-    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "text.pt").write_text("hello", encoding="utf-8")
     with pytest.raises(SystemExit, match="text.pt"):
         m.load(tmp_path / "text.pt")
     m.save(tmp_path / "other.pt", something=1)
-    with pytest.raises(SystemExit, match="sft.py"):
-        m.load_gpt(tmp_path / "other.pt", "sft.py")
+    m.save_model(tmp_path / "reward.pt", m.ScalarModel(tiny_gpt()), scale=None)
+    for name in ("other.pt", "reward.pt"):                 # neither holds a language model
+        with pytest.raises(SystemExit, match="sft.py"):
+            m.load_gpt(tmp_path / name, "sft.py")
+
+
+def assert_equal_weights(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_save_and_load_give_the_model_back(tmp_path):
-    """Weights that change on the way through a file, or a model that is not in eval mode."""
-    gpt = tiny_gpt()
-    m.save(
-        tmp_path / "gpt.pt",
-        config=vars(gpt.config),
-        model=gpt.state_dict(),
-        tokenizer=TOKENIZER.state(),
-    )
-    loaded, tokenizer, _ = m.load_gpt(tmp_path / "gpt.pt")
-    assert not loaded.training and tokenizer.n_vocab == TOKENIZER.n_vocab
-    assert all(
-        torch.equal(a, b) for a, b in zip(gpt.state_dict().values(), loaded.state_dict().values())
-    )
-    twin = m.copy_of(gpt)
-    assert all(
-        torch.equal(a, b) and a.data_ptr() != b.data_ptr()
-        for a, b in zip(gpt.parameters(), twin.parameters())
-    )
+    """Weights that change on the way through a file, a model that is not in eval mode, one that
+    has forgotten its tokenizer or its world."""
+    gpt, progress = tiny_gpt(), tmp_path / "gpt.resume.pt"
+    m.save(progress)
+    m.save_model(tmp_path / "gpt.pt", gpt, epochs=2)
+    assert not progress.exists() and m.load(tmp_path / "gpt.pt")["epochs"] == 2
+    loaded, twin = m.load_gpt(tmp_path / "gpt.pt"), m.copy_of(gpt)
+    for other in (loaded, twin):
+        assert not other.training and other.world_seed == 3
+        assert other.tokenizer.vocab == TOKENIZER.vocab
+        assert_equal_weights(gpt, other)
+    assert all(a.data_ptr() != b.data_ptr() for a, b in zip(gpt.parameters(), twin.parameters()))
 
 
 def test_resuming_with_other_flags_is_refused(tmp_path):
     """Half a run with one learning rate and half with another, and no trace of it."""
-    gpt = tiny_gpt()
-    m.save_progress(tmp_path / "p.pt", 3, {"lr": 1e-3}, [{"step": 3}], model=gpt)
-    assert m.load_progress(tmp_path / "p.pt", {"lr": 1e-3}, model=tiny_gpt(1)) == (3, [{"step": 3}])
+    def progress(name, **flags):
+        return tmp_path / name, argparse.Namespace(**flags)
+
+    gpt, other = tiny_gpt(), tiny_gpt(1)
+    m.save_progress(progress("p.pt", lr=1e-3, out="here"), 3, [{"step": 3}], model=gpt)
+    again = progress("p.pt", lr=1e-3, out="there", resume=True)
+    assert m.resume(again, model=other) == (3, [{"step": 3}])
+    assert_equal_weights(gpt, other)
     with pytest.raises(SystemExit, match="lr"):
-        m.load_progress(tmp_path / "p.pt", {"lr": 2e-3}, model=gpt)
-    with pytest.raises(SystemExit, match="without --resume"):
-        m.load_progress(tmp_path / "none.pt", {}, model=gpt)
+        m.resume(progress("p.pt", lr=2e-3, resume=True), model=gpt)
+    with pytest.raises(SystemExit, match="leave out --resume"):
+        m.resume(progress("none.pt", resume=True), model=gpt)
+
+
+def test_a_new_run_forgets_an_interrupted_one(tmp_path):
+    """A later --resume that takes up a run from before, whose inputs were others."""
+    args = argparse.Namespace(lr=1e-3, resume=False)
+    m.save_progress((tmp_path / "p.pt", args), 3, [], model=tiny_gpt())
+    assert m.resume((tmp_path / "p.pt", args), model=tiny_gpt()) == (0, [])
+    assert not (tmp_path / "p.pt").exists()
+    assert m.resume(None, model=tiny_gpt()) == (0, []) and m.save_progress(None, 3, []) is None
 
 
 def test_initial_sizes():
     """A reward head that starts far from 0, or an output layer that starts sure of itself: a first
     loss above ln V."""
-    scalar = m.ScalarModel(
-        m.GPT(m.GPTConfig(vocab_size=8, context=4, layers=1, heads=1, channels=1023))
-    ).scalar
+    wide = m.GPT(m.GPTConfig(vocab_size=8, context=4, layers=1, heads=1, channels=1023))
+    scalar = m.ScalarModel(wide).scalar
     assert scalar.weight.std().item() == pytest.approx(1 / 32, rel=0.1) and scalar.bias.item() == 0
     torch.manual_seed(0)
     gpt = m.GPT(m.GPTConfig(vocab_size=500, context=32, layers=2, heads=2, channels=64))
     tokens = torch.randint(0, 500, (8, 32))
-    assert -m.token_logprobs(gpt, tokens).mean().item() == pytest.approx(math.log(500), abs=0.1)
+    loss = F.cross_entropy(gpt(tokens)[:, :-1].mT, tokens[:, 1:])
+    assert loss.item() == pytest.approx(math.log(500), abs=0.1)
     assert gpt.blocks[0].down.weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * 2), rel=0.1)
     with pytest.raises(SystemExit, match="heads"):
         m.GPT(m.GPTConfig(channels=30, heads=4))

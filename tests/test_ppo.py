@@ -18,16 +18,13 @@ QUESTIONS = ["Who?", "Where does Ann live?", "How?", "How do I mend Ann's old ha
 def tiny_gpt(seed, more_eot=0.0):
     """A random model with decided opinions; `more_eot` raises the logit of end-of-text."""
     torch.manual_seed(seed)
-    gpt = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 64, 1, 2, 16))
+    gpt = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 64, 1, 2, 16), TOKENIZER)
     for p in gpt.parameters():
         if p.dim() > 1:
             torch.nn.init.normal_(p, std=0.3)
     with torch.no_grad():
-        gpt.norm.bias.copy_(
-            more_eot
-            * gpt.tokens.weight[TOKENIZER.eot]
-            / gpt.tokens.weight[TOKENIZER.eot].norm() ** 2
-        )
+        eot = gpt.tokens.weight[TOKENIZER.eot]
+        gpt.norm.bias.copy_(more_eot * eot / eot.norm() ** 2)
     return gpt.eval()
 
 
@@ -35,25 +32,35 @@ def tiny_value(seed=3):
     return m.ScalarModel(tiny_gpt(seed)).eval()
 
 
-def real_rollout(beta=0.1, scores=7.0, missing_eos=-3.0):
+def tiny_reward_model(mean, std, lowest=-1.0):
+    reward_model = tiny_value()
+    reward_model.scale = {"mean": mean, "std": std, "lowest": lowest}
+    return reward_model
+
+
+def constant_scores(score, unfinished=None):
+    """A judge who likes all answers alike, but for those that do not end."""
+    def score_answers(questions, replies):
+        ended = [reply[-1] == TOKENIZER.eot for reply in replies]
+        return torch.tensor([score if unfinished is None or e else unfinished for e in ended])
+    return score_answers
+
+
+def real_rollout(beta=0.1, score=7.0, unfinished=-3.0):
     """Prompts of different lengths; some answers end and some are cut off."""
     policy, reference, value = tiny_gpt(1, 3.0), tiny_gpt(2), tiny_value()
-    score_answers = lambda questions, replies: torch.full((len(replies),), scores)
-    batch = ppo.rollout(
-        policy,
-        reference,
-        value,
-        TOKENIZER,
-        QUESTIONS,
-        score_answers,
-        beta,
-        10,
-        missing_eos,
-        8,
-        (0, 41, 0),
-    )
+    batch = ppo.rollout(policy, reference, QUESTIONS, 10, 8, (0, 41, 0))
+    ppo.judge(batch, constant_scores(score, unfinished), value, beta)
     assert batch["ended"].any() and not batch["ended"].all()
     return policy, reference, value, batch
+
+
+def weights(*models):
+    return torch.cat([p.detach().flatten() for model in models for p in model.parameters()])
+
+
+def sgd(policy, value, lr=0.1):
+    return torch.optim.SGD([*policy.parameters(), *value.parameters()], lr=lr)
 
 
 def test_the_score_goes_to_the_last_real_token():
@@ -69,9 +76,8 @@ def test_the_kl_fine_has_the_right_sign():
     """A KL term with its sign or its direction swapped pays the policy for leaving the reference.
     """
     logp, logp_ref = torch.tensor([[-1., -1, -1, -9]]), torch.tensor([[-2., -1, -.5, -1]])
-    rewards = ppo.token_rewards(
-        logp, logp_ref, torch.tensor([[1.0, 1, 1, 0]]), torch.tensor([0.0]), beta=0.5
-    )
+    mask = torch.tensor([[1.0, 1, 1, 0]])
+    rewards = ppo.token_rewards(logp, logp_ref, mask, torch.tensor([0.0]), beta=0.5)
     # the policy likes token 0 more than the reference does (a fine of 0.5 * 1), token 2 less (a
     # refund of 0.5 * 0.5); token 3 is padding
     assert torch.allclose(rewards, torch.tensor([[-.5, 0, .25, 0]]))
@@ -79,14 +85,10 @@ def test_the_kl_fine_has_the_right_sign():
 
 def test_advantages_by_hand():
     """An off-by-one between rewards and values: V of the state before the token, never after it."""
-    rewards, values, mask = (
-        torch.tensor([[0.0, 0, 1]]),
-        torch.tensor([[0.5, 0.6, 0.8]]),
-        torch.ones(1, 3),
-    )
-    advantages, returns = ppo.advantages_and_returns(rewards, values, mask, gamma=1.0, lam=0.5)
-    # delta = [0 + .6 - .5, 0 + .8 - .6, 1 + 0 - .8] = [.1, .2, .2];  A = [.1 + .5 * .3, .2 + .5 *
-    # .2, .2]
+    rewards, values = torch.tensor([[0.0, 0, 1]]), torch.tensor([[0.5, 0.6, 0.8]])
+    advantages, returns = ppo.advantages_and_returns(rewards, values, torch.ones(1, 3), 1.0, 0.5)
+    # delta = [0 + .6 - .5, 0 + .8 - .6, 1 + 0 - .8] = [.1, .2, .2]
+    # A     = [.1 + .5 * .3, .2 + .5 * .2, .2]
     assert torch.allclose(advantages, torch.tensor([[.25, .3, .2]]))
     assert torch.allclose(returns, torch.tensor([[.75, .9, 1.0]]))
 
@@ -102,10 +104,8 @@ def test_advantages_are_the_explicit_double_sum():
         mask[b, start:end] = 1
     advantages, _ = ppo.advantages_and_returns(rewards, values, mask, gamma, lam)
     for b, (start, end) in enumerate(spans):
-        delta = [
-            rewards[b, t] + gamma * (values[b, t + 1] if t + 1 < end else 0) - values[b, t]
-            for t in range(start, end)
-        ]
+        following = [values[b, t + 1] if t + 1 < end else 0 for t in range(start, end)]
+        delta = rewards[b, start:end] + gamma * torch.tensor(following) - values[b, start:end]
         for t in range(end - start):
             expected = sum((gamma * lam) ** (l - t) * delta[l] for l in range(t, end - start))
             assert advantages[b, start + t].item() == pytest.approx(expected.item(), abs=1e-5)
@@ -115,9 +115,8 @@ def test_advantages_are_the_explicit_double_sum():
 def test_lambda_one_is_return_minus_value():
     """Forgetting that the returns of gamma = lambda = 1 are the plain sum of what follows."""
     rewards = torch.tensor([[1., 2, 3]])
-    _, returns = ppo.advantages_and_returns(
-        rewards, torch.tensor([[9.0, -4, 2]]), torch.ones(1, 3), 1.0, 1.0
-    )
+    values = torch.tensor([[9.0, -4, 2]])
+    _, returns = ppo.advantages_and_returns(rewards, values, torch.ones(1, 3), 1.0, 1.0)
     assert torch.allclose(returns, torch.tensor([[6., 5, 3]]))
 
 
@@ -147,31 +146,19 @@ def test_policy_loss_by_hand():
     """The surrogate not negated, or its second term without the advantage, or clipped on one side
     only."""
     # ratio, A, loss
-    cases = [
-        (1.5, 1, -1.2),
-        (1.5, -1, 1.5),
-        (0.5, 1, -0.5),
-        (0.5, -1, 0.8),
-        (1.1, 2, -2.2),
-        (0.9, -3, 2.7),
-    ]
+    cases = [(1.5, 1, -1.2), (1.5, -1, 1.5), (0.5, 1, -0.5), (0.5, -1, 0.8), (1.1, 2, -2.2),
+             (0.9, -3, 2.7)]
     for ratio, advantage, loss in cases:
-        got = ppo.policy_loss(
-            torch.tensor([[math.log(ratio)]]),
-            torch.zeros(1, 1),
-            torch.tensor([[float(advantage)]]),
-            torch.ones(1, 1),
-            0.2,
-        )
+        new, old = torch.tensor([[math.log(ratio)]]), torch.zeros(1, 1)
+        got = ppo.policy_loss(new, old, torch.tensor([[float(advantage)]]), torch.ones(1, 1), 0.2)
         assert got.item() == pytest.approx(loss, abs=1e-5), (ratio, advantage)
 
 
 def test_policy_loss_pushes_the_right_way():
     """A sign error that makes bad tokens more likely, and a clip that fails to stop the push."""
     logp = torch.log(torch.tensor([[1.0, 1.0, 1.5, 0.5]])).requires_grad_()
-    ppo.policy_loss(
-        logp, torch.zeros(1, 4), torch.tensor([[1.0, -1, 1, -1]]), torch.ones(1, 4), 0.2
-    ).backward()
+    advantages = torch.tensor([[1.0, -1, 1, -1]])
+    ppo.policy_loss(logp, torch.zeros(1, 4), advantages, torch.ones(1, 4), 0.2).backward()
     # descent raises the good token and lowers the bad one
     assert logp.grad[0, 0] < 0 < logp.grad[0, 1]
     assert (logp.grad[0, 2:] == 0).all()                          # already past the clip
@@ -180,11 +167,8 @@ def test_policy_loss_pushes_the_right_way():
 def test_policy_loss_ignores_padding():
     """A mean over all positions, in which long paddings drown the answers."""
     mask = torch.tensor([[1., 1, 0], [1, 0, 0]])
-    new, old, advantages = (
-        torch.zeros(2, 3),
-        torch.zeros(2, 3),
-        torch.tensor([[1.0, 2, 3], [4, 5, 6]]),
-    )
+    new, old = torch.zeros(2, 3), torch.zeros(2, 3)
+    advantages = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
     loss = ppo.policy_loss(new, old, advantages, mask)
     assert loss.item() == pytest.approx(-(1 + 2 + 4) / 3)
     assert ppo.policy_loss(new + 5 * (1 - mask), old, advantages, mask).item() == loss.item()
@@ -201,24 +185,20 @@ def test_the_log_ratio_is_clamped():
 def test_value_loss_by_hand():
     """The value clip taken with min, around the returns, or over padding."""
     one = torch.ones(1, 1)
-    # old 0, new 0.5, return 1: (0.5 - 1)^2 = .25, at the clip (0.2 - 1)^2 = .64; the worse one
-    # counts, halved
+    # old 0, new 0.5, return 1: (0.5 - 1)^2 = .25, at the clip (0.2 - 1)^2 = .64; half the worse
     assert ppo.value_loss(0.5 * one, 0 * one, one, one, 0.2).item() == pytest.approx(0.32)
     assert ppo.value_loss(-0.5 * one, 0 * one, one, one, 0.2).item() == pytest.approx(0.5 * 2.25)
     assert ppo.value_loss(0.1 * one, 0 * one, one, one, 0.2).item() == pytest.approx(0.405)
     values, mask = torch.tensor([[0.1, 77.]]), torch.tensor([[1., 0]])
-    assert ppo.value_loss(
-        values, torch.zeros(1, 2), torch.tensor([[1.0, -5]]), mask, 0.2
-    ).item() == pytest.approx(0.405)
+    loss = ppo.value_loss(values, torch.zeros(1, 2), torch.tensor([[1.0, -5]]), mask, 0.2)
+    assert loss.item() == pytest.approx(0.405)
 
 
 def test_kl_estimators_against_the_exact_value():
     """k3 the wrong way round, as in several well-known repositories: its mean is then not the KL of
     the policy to the reference."""
-    pi, ref = (
-        torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64),
-        torch.tensor([0.3, 0.4, 0.3], dtype=torch.float64),
-    )
+    pi = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    ref = torch.tensor([0.3, 0.4, 0.3], dtype=torch.float64)
     exact = (pi * (pi / ref).log()).sum()
     # the estimate of each of the three possible samples
     k1, k3 = ppo.kl_estimates(pi.log(), ref.log())
@@ -227,9 +207,8 @@ def test_kl_estimators_against_the_exact_value():
     assert (k3 >= 0).all() and k1.min() < 0
     assert ppo.exact_kl(pi.log(), ref.log()).item() == pytest.approx(exact.item(), abs=1e-12)
     # logits need not be normalised
-    assert ppo.exact_kl(pi.log() + 3, ref.log() - 2).item() == pytest.approx(
-        exact.item(), abs=1e-12
-    )
+    shifted = ppo.exact_kl(pi.log() + 3, ref.log() - 2).item()
+    assert shifted == pytest.approx(exact.item(), abs=1e-12)
     assert ppo.exact_kl(ref.log(), pi.log()).item() != pytest.approx(exact.item(), abs=1e-3)
 
 
@@ -237,12 +216,12 @@ def test_the_ratio_is_one_before_the_first_step():
     """Old log-probs computed another way than new ones: padding, positions, temperature, a shifted
     index."""
     policy, _, _, batch = real_rollout()
-    fresh = m.token_logprobs(policy, batch["tokens"], batch["segments"])
+    fresh = ppo.token_logprobs(policy, batch["tokens"], batch["segments"])
     assert ((fresh - batch["logp"]) * batch["mask"]).abs().max() < 1e-5
     # and they are those of each answer alone
     for row, question, reply in zip(range(len(QUESTIONS)), QUESTIONS, batch["replies"]):
         prompt = data.chat_prompt(TOKENIZER, question)
-        alone = m.token_logprobs(policy, torch.tensor([prompt + reply]))[0, len(prompt) - 1:]
+        alone = ppo.token_logprobs(policy, torch.tensor([prompt + reply]))[0, len(prompt) - 1:]
         assert torch.allclose(batch["logp"][row][batch["mask"][row] == 1], alone, atol=1e-4)
 
 
@@ -251,25 +230,20 @@ def test_answers_are_sampled_from_what_is_scored():
     "negative KL"."""
     policy, _, _, batch = real_rollout()
     prompts = [data.chat_prompt(TOKENIZER, q) for q in QUESTIONS]
-    assert batch["replies"] == m.generate(
-        policy, prompts, 10, TOKENIZER, temperature=1.0, seed=(0, 41, 0)
-    )
+    assert batch["replies"] == m.generate(policy, prompts, 10, temperature=1.0, seed=(0, 41, 0))
 
 
 def test_what_stands_at_the_padding_changes_no_update():
     """Whitening, or a loss, over padding: the update then depends on what happens to stand there.
     """
-    weights = []
+    after = []
     for garbage in (0.0, 9.0):
         policy, _, value, batch = real_rollout()
         for name in ("logp", "values", "advantages", "returns"):
             batch[name] += garbage * (1 - batch["mask"])
-        optimizer = torch.optim.SGD([*policy.parameters(), *value.parameters()], lr=0.1)
-        ppo.update(policy, value, optimizer, batch, 2, 0.2)
-        weights.append(
-            torch.cat([p.detach().flatten() for p in [*policy.parameters(), *value.parameters()]])
-        )
-    assert torch.equal(*weights)
+        ppo.update(policy, value, sgd(policy, value), batch, 2, 0.2)
+        after.append(weights(policy, value))
+    assert torch.equal(*after)
 
 
 def test_a_run_that_diverges_says_so():
@@ -280,19 +254,7 @@ def test_a_run_that_diverges_says_so():
         ppo.update(policy, value, torch.optim.SGD(policy.parameters(), lr=0.1), batch, 1, 0.2)
     policy.norm.weight.data *= math.nan
     with pytest.raises(SystemExit, match="diverged"):
-        ppo.rollout(
-            policy,
-            reference,
-            value,
-            TOKENIZER,
-            QUESTIONS,
-            lambda q, r: torch.zeros(len(r)),
-            0.1,
-            10,
-            -3.0,
-            8,
-            (0, 41, 0),
-        )
+        ppo.rollout(policy, reference, QUESTIONS, 10, 8, (0, 41, 0))
 
 
 def test_the_mask_covers_the_answer_and_nothing_else():
@@ -308,27 +270,26 @@ def test_the_fine_is_for_leaving_the_reference():
     """KL against the previous policy instead of the frozen model: the leash then has no other end.
     """
     _, reference, _, batch = real_rollout(beta=0.1)
-    logp_ref = m.token_logprobs(reference, batch["tokens"], batch["segments"])
+    logp_ref = ppo.token_logprobs(reference, batch["tokens"], batch["segments"])
     fines = -0.1 * (batch["logp"] - logp_ref) * batch["mask"]
     assert torch.allclose(batch["rewards"].sum(1), fines.sum(1) + batch["scores"], atol=1e-3)
     assert fines.abs().sum() > 1
-    kl = ppo.exact_kl(
-        *(x(batch["tokens"], batch["segments"])[:, :-1] for x in (tiny_gpt(1, 3.0), reference))
-    )
+    logits, logits_ref = (model(batch["tokens"], batch["segments"])[:, :-1]
+                          for model in (tiny_gpt(1, 3.0), reference))
+    kl = ppo.exact_kl(logits, logits_ref)
     assert torch.allclose(batch["kl"], (kl * batch["mask"]).sum(1), atol=1e-3)
 
 
 def test_an_answer_that_does_not_end_gets_the_fixed_score():
     """A reward model asked about unfinished text, which it has never seen: policies learn never to
     stop."""
-    _, _, _, batch = real_rollout(beta=0.0, scores=7.0, missing_eos=-3.0)
-    assert batch["scores"].tolist() == [7.0 if ended else -3.0 for ended in batch["ended"]]
-    for row, reply in enumerate(batch["replies"]):
+    policy, reference, value, batch = real_rollout()
+    reward_model = tiny_reward_model(0.5, 2.0, lowest=-2.0)
+    ppo.judge(batch, ppo.score_by_model(reward_model), value, beta=0.0)
+    for row, ended in enumerate(batch["ended"].tolist()):
+        assert (batch["scores"][row].item() == -3.0) == (not ended)
         last = batch["mask"][row].nonzero().max()
-        assert (
-            batch["rewards"][row, last] == batch["scores"][row]
-            and batch["rewards"][row].sum() == batch["scores"][row]
-        )
+        assert batch["rewards"][row, last] == batch["scores"][row] == batch["rewards"][row].sum()
 
 
 def test_update_refuses_wrong_old_log_probs():
@@ -338,7 +299,7 @@ def test_update_refuses_wrong_old_log_probs():
     optimizer = torch.optim.Adam([*policy.parameters(), *value.parameters()], lr=1e-4)
     good = dict(batch)
     batch["logp"] = batch["logp"] + 0.01 * batch["mask"]
-    with pytest.raises(AssertionError, match="ratio"):
+    with pytest.raises(AssertionError, match="the first ratio is exp"):
         ppo.update(policy, value, optimizer, batch, 1, 0.2)
     figures = ppo.update(policy, value, optimizer, good, 2, 0.2)
     assert all(math.isfinite(x) for x in figures.values())
@@ -348,7 +309,7 @@ def test_an_update_stops_early():
     """Epochs that go on after the policy has left the rollout behind, where its advantages mean
     nothing."""
     policy, _, value, batch = real_rollout()
-    optimizer = torch.optim.SGD([*policy.parameters(), *value.parameters()], lr=0.5)
+    optimizer = sgd(policy, value, lr=0.5)
     taken, step = [], optimizer.step
     optimizer.step = lambda: (taken.append(1), step())
     ppo.update(policy, value, optimizer, batch, 50, 0.2, max_approx_kl=1e-4)
@@ -357,76 +318,53 @@ def test_an_update_stops_early():
 
 def test_no_stale_gradients():
     """Gradients that an early stop left behind, added to those of the next update."""
-    weights = []
+    after = []
     for stale in (None, 1.0):
         policy, _, value, batch = real_rollout()
-        optimizer = torch.optim.SGD([*policy.parameters(), *value.parameters()], lr=0.1)
         for p in [*policy.parameters(), *value.parameters()]:
             p.grad = torch.full_like(p, stale) if stale else None
-        ppo.update(policy, value, optimizer, batch, 1, 0.2)
-        weights.append(
-            torch.cat([p.detach().flatten() for p in [*policy.parameters(), *value.parameters()]])
-        )
-    assert torch.equal(*weights)
+        ppo.update(policy, value, sgd(policy, value), batch, 1, 0.2)
+        after.append(weights(policy, value))
+    assert torch.equal(*after)
 
 
 def test_policy_and_value_share_nothing():
     """A shared trunk: the value loss then drags the policy along (Stiennon et al. 2020)."""
-    reward_model, scale = tiny_value(), {"mean": 2.0, "std": 4.0, "lowest": -1.0}
-    value = ppo.value_from(reward_model, scale)
-    assert not {p.data_ptr() for p in value.parameters()} & {
-        p.data_ptr() for p in reward_model.parameters()
-    }
+    reward_model = tiny_reward_model(2.0, 4.0)
+    value = ppo.value_from(reward_model)
+    theirs = {p.data_ptr() for p in reward_model.parameters()}
+    assert not {p.data_ptr() for p in value.parameters()} & theirs
     tokens = torch.tensor([[5, 6, 7]])
-    raw, scaled = (
-        reward_model(tokens, torch.ones_like(tokens)),
-        value(tokens, torch.ones_like(tokens)),
-    )
+    raw, scaled = (model(tokens, torch.ones_like(tokens)) for model in (reward_model, value))
     # the value starts on the scale of the rewards
     assert torch.allclose(scaled, (raw - 2) / 4, atol=1e-5)
 
 
 def test_the_scorer_reads_question_and_answer_on_the_fixed_scale():
     """Scores of padding, or without the gain and bias that give the KL coefficient its meaning."""
-    reward_model, scale = tiny_value(), {"mean": 0.5, "std": 2.0}
+    reward_model = tiny_reward_model(0.5, 2.0)
     replies = [[65, 66, TOKENIZER.eot], [70, TOKENIZER.eot]]
-    scores = ppo.reward_model_scorer(reward_model, scale, TOKENIZER)(
-        ["Who?", "Where is it?"], replies
-    )
-    for question, reply, score in zip(["Who?", "Where is it?"], replies, scores):
+    questions = ["Who?", "Where is it?"]
+    scores = ppo.score_by_model(reward_model)(questions, replies)
+    for question, reply, score in zip(questions, replies, scores):
         tokens = torch.tensor([data.chat_prompt(TOKENIZER, question) + reply])
-        assert score.item() == pytest.approx(
-            (reward_model(tokens, torch.ones_like(tokens))[0, -1].item() - 0.5) / 2, abs=1e-4
-        )
+        raw = reward_model(tokens, torch.ones_like(tokens))[0, -1].item()
+        assert score.item() == pytest.approx((raw - 0.5) / 2, abs=1e-4)
+
+
+def settings(**more):
+    """What `train` reads of the flags."""
+    flags = dict(lr=3e-3, value_lr=3e-3, beta=0.01, max_new=6, minibatch=16, clip=0.2, seed=0,
+                 value_warmup=0, resume=False)
+    return argparse.Namespace(**flags | more)
 
 
 def test_ppo_learns_to_stop():
     """The whole loop with a sign wrong somewhere: an answer that ends is rewarded, so more and more
     must end."""
-    policy, reference, value = tiny_gpt(1, 2.0), tiny_gpt(1, 2.0), tiny_value()
-    args = argparse.Namespace(
-        lr=3e-3,
-        value_lr=3e-3,
-        iterations=12,
-        beta=0.01,
-        max_new=6,
-        epochs=4,
-        minibatch=16,
-        clip=0.2,
-        seed=0,
-        resume=False,
-        value_warmup=0,
-    )
-    history = ppo.train(
-        policy,
-        reference,
-        value,
-        TOKENIZER,
-        lambda step: QUESTIONS + QUESTIONS[:8],
-        lambda q, r: torch.ones(len(r)),
-        args,
-        -1.0,
-    )
+    policy, scores = tiny_gpt(1, 2.0), constant_scores(1.0, unfinished=-1.0)
+    history = ppo.train(policy, tiny_value(), lambda step: QUESTIONS + QUESTIONS[:8], scores,
+                        settings(iterations=12, epochs=4))
     assert history[0]["eos_rate"] < 0.2 and history[-1]["eos_rate"] > 0.5
     # the first rollout is the reference itself
     assert history[0]["kl_nats"] < 1e-6 < history[-1]["kl_nats"]
@@ -435,125 +373,46 @@ def test_ppo_learns_to_stop():
 def test_the_value_model_may_learn_first():
     """Advantages by a value model that knows nothing yet: the policy is thrown about before it can
     be led."""
-    policy, reference, value, untrained, same = (
-        tiny_gpt(1, 2.0),
-        tiny_gpt(1, 2.0),
-        tiny_value(),
-        tiny_value(),
-        [],
-    )
+    policy, value, same = tiny_gpt(1, 2.0), tiny_value(), []
 
     def questions_at(step):
-        same.append(
-            all(torch.equal(a, b) for a, b in zip(policy.parameters(), reference.parameters()))
-        )
+        same.append(torch.equal(weights(policy), weights(tiny_gpt(1, 2.0))))
         return QUESTIONS
 
-    args = argparse.Namespace(
-        lr=3e-3,
-        value_lr=3e-3,
-        iterations=3,
-        beta=0.01,
-        max_new=6,
-        epochs=1,
-        minibatch=8,
-        clip=0.2,
-        seed=0,
-        resume=False,
-        value_warmup=2,
-    )
-    ppo.train(
-        policy,
-        reference,
-        value,
-        TOKENIZER,
-        questions_at,
-        lambda q, r: torch.ones(len(r)),
-        args,
-        -1.0,
-    )
+    args = settings(iterations=3, epochs=1, minibatch=8, value_warmup=2)
+    ppo.train(policy, value, questions_at, constant_scores(1.0, unfinished=-1.0), args)
     assert same == [True] * 3 and questions_at(3) and same[-1] is False
-    assert not torch.equal(value.scalar.weight, untrained.scalar.weight)
+    assert not torch.equal(value.scalar.weight, tiny_value().scalar.weight)
     args.value_warmup = 3
-    with pytest.raises(SystemExit, match="none of the 3 iterations"):
+    with pytest.raises(SystemExit, match="leaves the policy no iteration"):
         ppo.check_warmup(args)
 
 
 def test_ties_are_half_a_win():
     """Ties counted as losses: a model compared with itself then wins 0 of 100."""
-    result = ppo.compare([1, 2, 3, 4], [1, 2, 0, 9])
+    result = data.win_rate([1, 2, 3, 4], [1, 2, 0, 9])
     assert result["win_rate"] == (0.5 + 0.5 + 1 + 0) / 4
     assert result["win_rate_low"] <= result["win_rate"] <= result["win_rate_high"]
-    assert np.allclose(list(ppo.compare([1, 2, 3], [1, 2, 3]).values()), 0.5)
+    assert np.allclose(list(data.win_rate([1, 2, 3], [1, 2, 3]).values()), 0.5)
 
 
 def test_old_log_probs_are_scored_in_the_minibatches_of_the_update():
     """A ratio that is 1 only up to the rounding of another batch size: fatal in bfloat16."""
     policy, _, _, batch = real_rollout()
-    assert (
-        sorted(torch.cat(batch["parts"]).tolist()) == list(range(len(QUESTIONS)))
-        and len(batch["parts"][0]) == 8
-    )
+    assert sorted(torch.cat(batch["parts"]).tolist()) == list(range(len(QUESTIONS)))
+    assert len(batch["parts"][0]) == 8
     i = batch["parts"][0]
     with torch.no_grad():
-        fresh = m.token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
+        fresh = ppo.token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
     # not a bit differs
     assert torch.equal(fresh * batch["mask"][i], batch["logp"][i] * batch["mask"][i])
-
-
-def test_tilting_is_the_best_there_is():
-    """The frontier below a policy that exists: with three answers the optimum of score - beta KL
-    can be found by search."""
-    scores = torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64)
-    kl, score, effective = ppo.tilt(scores, 0.5)
-    w = torch.softmax(scores / 0.5, -1)
-    assert kl.item() == pytest.approx(
-        (w * (3 * w).log()).sum().item()
-    ) and score.item() == pytest.approx((w * scores).sum().item())
-    assert effective.item() == pytest.approx(1 / (w ** 2).sum().item())
-    # J* = beta ln E_ref exp(score / beta), and no other distribution does better
-    best = 0.5 * (scores / 0.5).exp().mean().log().item()
-    assert (score - 0.5 * kl).item() == pytest.approx(best)
-    others = torch.distributions.Dirichlet(torch.ones(3, dtype=torch.float64)).sample((2000,))
-    assert ((others * scores).sum(-1) - 0.5 * (others * (3 * others).log()).sum(-1)).max() <= best
-    # all weight on one of three samples
-    assert ppo.tilt(scores, 1e-3)[0].item() == pytest.approx(math.log(3))
-
-
-def test_a_reward_of_ones_own(tmp_path):
-    """A reward function on a scale of its own, or one that returns None: beta means nothing, or the
-    run dies in the middle."""
-    (tmp_path / "my.py").write_text(
-        "def words(question, answer):\n    return 10 * len(answer.split())\n\ndef bad(question, answer):\n    pass\n",
-        encoding="utf-8",
-    )
-    function = ppo.own_reward(f"{tmp_path / 'my.py'}:words")
-    reference = [("Who?", "one"), ("Who?", "one two"), ("Who?", "one two three")]
-    scorer, missing_eos = ppo.function_scorer(function, TOKENIZER, reference)
-    replies = [TOKENIZER.encode(a) + [TOKENIZER.eot] for _, a in reference]
-    scores = scorer(["Who?"] * 3, replies)
-    assert (
-        scores.mean().abs() < 1e-6
-        and scores.std(correction=0).item() == pytest.approx(1)
-        and missing_eos == pytest.approx(scores.min().item() - 1)
-    )
-    # never earned by the reference
-    seldom, _ = ppo.function_scorer(lambda q, a: float("three" in a), TOKENIZER, reference[:2])
-    assert seldom(["Who?"] * 3, replies).tolist() == [0, 0, 1]
-    with pytest.raises(SystemExit, match="should return a number"):
-        ppo.function_scorer(ppo.own_reward(f"{tmp_path / 'my.py'}:bad"), TOKENIZER, reference)
-    for where in ("words", "none.py:words", f"{tmp_path / 'my.py'}:wrods"):
-        with pytest.raises(SystemExit, match="--reward"):
-            ppo.own_reward(where)
 
 
 def test_prompts_without_room_for_an_answer_are_left_out(capsys):
     """One long prompt in a batch: the cache ends early, and every answer beside it is cut short
     without a word."""
     prompts = ["Who?", "x" * 50]
-    assert (
-        ppo.prompts_that_fit(prompts, TOKENIZER, 20) == ["Who?"]
-        and "1 of 2" in capsys.readouterr().out
-    )
+    assert ppo.prompts_that_fit(prompts, TOKENIZER, 20) == ["Who?"]
+    assert "1 prompts left out: longer than 20 tokens" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--max-new"):
         ppo.prompts_that_fit(prompts, TOKENIZER, 3)

@@ -14,26 +14,31 @@ TOKENIZER = data.make_tokenizer("bytes", [])
 
 def tiny_reward_model(seed=0):
     torch.manual_seed(seed)
-    gpt = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 96, 1, 2, 16))
+    gpt = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 96, 1, 2, 16), TOKENIZER)
     for p in gpt.parameters():
         if p.dim() > 1:
             torch.nn.init.normal_(p, std=0.3)
     return m.ScalarModel(gpt).eval()
 
 
+def judge_by(monkeypatch, worth):
+    """Every score is worth(question, answer), whatever the model."""
+    def score_texts(reward_model, conversations):
+        return torch.tensor([float(worth(question, a)) for question, a in conversations])
+    monkeypatch.setattr(reward, "score_texts", score_texts)
+
+
 def loss_of(first, second, target):
-    return reward.preference_loss(
-        *(torch.tensor(x, dtype=torch.float32) for x in (first, second, target))
-    ).item()
+    numbers = (torch.tensor(x, dtype=torch.float32) for x in (first, second, target))
+    return reward.preference_loss(*numbers).item()
 
 
 def test_preference_loss_by_hand():
     """Chosen and rejected swapped, or the mean forgotten."""
-    assert loss_of([2.0], [1.0], [1.0]) == pytest.approx(math.log(1 + math.exp(-1)))
-    assert loss_of([2.0], [1.0], [0.0]) == pytest.approx(math.log(1 + math.exp(1)))
-    assert loss_of([2.0, 2.0], [1.0, 1.0], [1.0, 0.0]) == pytest.approx(
-        0.5 * (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(1)))
-    )
+    won, lost = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))
+    assert loss_of([2.0], [1.0], [1.0]) == pytest.approx(won)
+    assert loss_of([2.0], [1.0], [0.0]) == pytest.approx(lost)
+    assert loss_of([2.0, 2.0], [1.0, 1.0], [1.0, 0.0]) == pytest.approx((won + lost) / 2)
 
 
 def test_equal_scores_cost_ln_2():
@@ -43,16 +48,14 @@ def test_equal_scores_cost_ln_2():
 
 def test_only_differences_count():
     """Training scores towards a level: adding 5 to all of them must change nothing."""
-    assert loss_of([7.0, 4.5], [6.0, 5.0], [1.0, 1.0]) == pytest.approx(
-        loss_of([2.0, -0.5], [1.0, 0.0], [1.0, 1.0])
-    )
+    higher = loss_of([7.0, 4.5], [6.0, 5.0], [1.0, 1.0])
+    assert higher == pytest.approx(loss_of([2.0, -0.5], [1.0, 0.0], [1.0, 1.0]))
 
 
 def test_a_soft_label_is_a_mixture_of_both_choices():
     """Soft labels rounded to hard ones, which throws away what the AI was unsure of."""
-    assert loss_of([2.0], [1.0], [0.3]) == pytest.approx(
-        0.3 * loss_of([2.0], [1.0], [1.0]) + 0.7 * loss_of([2.0], [1.0], [0.0])
-    )
+    mixture = 0.3 * loss_of([2.0], [1.0], [1.0]) + 0.7 * loss_of([2.0], [1.0], [0.0])
+    assert loss_of([2.0], [1.0], [0.3]) == pytest.approx(mixture)
     # the best margin is the one that predicts the label
     margin = torch.tensor([math.log(0.3 / 0.7)], requires_grad=True)
     reward.preference_loss(margin, torch.zeros(1), torch.tensor([0.3])).backward()
@@ -77,14 +80,13 @@ def test_the_score_is_read_at_the_last_real_token():
 
 def test_a_score_does_not_depend_on_the_batch():
     """Padding that leaks into a score: the same answer is then worth more beside a longer one."""
-    rm, sequences = (
-        tiny_reward_model(),
-        [[65, 66, 67, TOKENIZER.eot], [70] * 30 + [TOKENIZER.eot], [68, TOKENIZER.eot]],
-    )
-    together = reward.score(rm, TOKENIZER, sequences)
-    alone = torch.cat([reward.score(rm, TOKENIZER, [s]) for s in sequences])
+    rm, eot = tiny_reward_model(), TOKENIZER.eot
+    sequences = [[65, 66, 67, eot], [70] * 30 + [eot], [68, eot]]
+    together = reward.score(rm, sequences)
+    alone = torch.cat([reward.score(rm, [s]) for s in sequences])
     assert torch.allclose(together, alone, atol=1e-5)
     assert alone.std() > 0.01
+    assert torch.allclose(reward.score(rm, sequences, batch_size=2), alone, atol=1e-5)
 
 
 def test_garbage_in_the_padding_changes_nothing():
@@ -93,9 +95,8 @@ def test_garbage_in_the_padding_changes_nothing():
     segments = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     tokens = torch.randint(0, 256, (2, 5), generator=torch.Generator().manual_seed(0))
     garbage = torch.where(segments == 1, tokens, 255 - tokens)
-    assert torch.equal(
-        *(reward.last_token_score(rm(t, segments), segments) for t in (tokens, garbage))
-    )
+    clean, dirty = (reward.last_token_score(rm(t, segments), segments) for t in (tokens, garbage))
+    assert torch.equal(clean, dirty)
 
 
 def test_the_annotator_follows_bradley_and_terry():
@@ -103,21 +104,16 @@ def test_the_annotator_follows_bradley_and_terry():
     matters."""
     world = data.World(0)
     question = data.fact_questions(world, "test")[0]
-    best, right, wrong = (
-        data.best_answer(world, question),
-        world.answer(question)[1],
-        "Well, let me think.",
-    )
-    answers = [wrong, best, right]
+    best, right = data.best_answer(world, question), world.answer(question)[1]
+    answers = ["Well, let me think.", best, right]
     u = [data.utility(world, question, a) for a in answers]
     groups = reward.annotate(world, [(question, answers)] * 4000, seed=5)
     for k, (i, j) in enumerate([(0, 1), (0, 2), (1, 2)]):
         labels = [pairs[k] for _, _, pairs in groups]
         assert all(pair[:2] == (i, j) for pair in labels)
         p = 1 / (1 + math.exp(u[j] - u[i]))
-        assert sum(target for *_, target in labels) / 4000 == pytest.approx(
-            p, abs=4 * math.sqrt(p * (1 - p) / 4000)
-        )
+        chance = 4 * math.sqrt(p * (1 - p) / 4000)
+        assert sum(target for *_, target in labels) / 4000 == pytest.approx(p, abs=chance)
 
 
 def test_votes_are_averaged():
@@ -125,16 +121,10 @@ def test_votes_are_averaged():
     world = data.World(0)
     question = data.fact_questions(world, "test")[0]
     answers = ["Well, let me think.", data.best_answer(world, question)]
-    p = 1 / (
-        1
-        + math.exp(
-            data.utility(world, question, answers[1]) - data.utility(world, question, answers[0])
-        )
-    )
-    targets = [
-        pairs[0][2]
-        for *_, pairs in reward.annotate(world, [(question, answers)] * 4000, seed=5, votes=3)
-    ]
+    u = [data.utility(world, question, a) for a in answers]
+    p = 1 / (1 + math.exp(u[1] - u[0]))
+    groups = reward.annotate(world, [(question, answers)] * 4000, seed=5, votes=3)
+    targets = [pairs[0][2] for _, _, pairs in groups]
     counts = [targets.count(k / 3) for k in range(4)]
     assert sum(counts) == 4000
     for k, binomial in enumerate([(1 - p) ** 3, 3 * p * (1 - p) ** 2, 3 * p**2 * (1 - p), p**3]):
@@ -147,37 +137,29 @@ def test_votes_survive_their_file(tmp_path):
     groups = [("Q?", ["a", "b", "c"], [(0, 1, 1 / 3), (0, 2, 1.0), (1, 2, 2 / 3)])]
     reward.write_preferences(tmp_path / "p.jsonl", groups, votes=3)
     lines = [json.loads(line) for line in open(tmp_path / "p.jsonl", encoding="utf-8")]
-    assert lines[0] == {"prompt": "Q?", "chosen": "b", "rejected": "a", "votes": [2, 1]} and lines[
-        1
-    ]["votes"] == [3, 0]
+    assert lines[0] == {"prompt": "Q?", "chosen": "b", "rejected": "a", "votes": [2, 1]}
+    assert lines[1]["votes"] == [3, 0]
     (_, answers, pairs), = reward.groups_of(data.read_preferences(tmp_path / "p.jsonl")[0])
     shares = {(answers[i], answers[j]): target for i, j, target in pairs}
-    assert shares == {
-        ("b", "a"): pytest.approx(2 / 3),
-        ("a", "c"): pytest.approx(1.0),
-        ("b", "c"): pytest.approx(2 / 3),
-    }
+    assert shares == pytest.approx({("b", "a"): 2 / 3, ("a", "c"): 1.0, ("b", "c"): 2 / 3})
 
 
 def test_all_pairs_of_a_question_share_a_batch(monkeypatch):
     """Pairs shuffled over the epoch: each answer is then read again and again, and the model
     overfits in one pass (InstructGPT)."""
     read, real = [], reward.score
-    monkeypatch.setattr(
-        reward,
-        "score",
-        lambda rm, tokenizer, sequences: (read.append(sequences), real(rm, tokenizer, sequences))[
-            1
-        ],
-    )
-    groups = [
-        (f"q{i}?", [f"{i}a", f"{i}b", f"{i}c"], [(0, 1, 1.0), (0, 2, 0.0), (1, 2, 0.5)])
-        for i in range(7)
-    ]
-    history = reward.train(tiny_reward_model(), TOKENIZER, groups, 2, 1e-3, 0)
+
+    def score(rm, sequences):
+        read.append(sequences)
+        return real(rm, sequences)
+
+    monkeypatch.setattr(reward, "score", score)
+    labels = [(0, 1, 1.0), (0, 2, 0.0), (1, 2, 0.5)]
+    groups = [(f"q{i}?", [f"{i}a", f"{i}b", f"{i}c"], labels) for i in range(7)]
+    history = reward.train(tiny_reward_model(), groups, epochs=1, batch_size=2, lr=1e-3, seed=0)
     assert len(read) == 4 and history[-1]["step"] == 4
     all_read = [tuple(s) for batch in read for s in batch]
-    assert len(all_read) == len(set(all_read)) == 21               # every answer once, in one epoch
+    assert len(all_read) == len(set(all_read)) == 21       # every answer once, in one epoch
     for batch in read:
         assert len(batch) % 3 == 0
 
@@ -185,16 +167,21 @@ def test_all_pairs_of_a_question_share_a_batch(monkeypatch):
 def test_one_batch_of_preferences_can_be_memorised():
     """First and second mixed up somewhere between the label and the loss: agreement then goes to 0.
     """
-    rm = tiny_reward_model()
-    # 2 beats 0 beats 1
-    group = (
-        "Who?",
-        ["It is Ann.", "No.", "Well, well, well."],
-        [(0, 1, 1.0), (0, 2, 0.0), (1, 2, 0.0)],
-    )
-    reward.train(rm, TOKENIZER, [group] * 60, 1, 1e-2, 0)
-    r = reward.score_texts(rm, TOKENIZER, [("Who?", a) for a in group[1]])
+    rm, answers = tiny_reward_model(), ["It is Ann.", "No.", "Well, well, well."]
+    group = ("Who?", answers, [(0, 1, 1.0), (0, 2, 0.0), (1, 2, 0.0)])     # 2 beats 0 beats 1
+    reward.train(rm, [group] * 60, epochs=1, batch_size=1, lr=1e-2, seed=0)
+    r = reward.score_texts(rm, [("Who?", a) for a in answers])
     assert r[2] > r[0] > r[1]
+
+
+def test_the_pairs_of_several_questions_are_not_mixed_up():
+    """Pairs of the second question in a batch that point at answers of the first."""
+    rm = tiny_reward_model()
+    groups = [("Who?", ["Ann.", "No."], [(0, 1, 1.0)]),
+              ("Where?", ["Go.", "In Oslo."], [(0, 1, 0.0)])]
+    reward.train(rm, groups, epochs=60, batch_size=2, lr=1e-2, seed=0)
+    good, bad = [("Who?", "Ann."), ("Where?", "In Oslo.")], [("Who?", "No."), ("Where?", "Go.")]
+    assert (reward.score_texts(rm, good) > reward.score_texts(rm, bad)).all()
 
 
 def test_normalise_gives_mean_0_and_standard_deviation_1():
@@ -202,8 +189,8 @@ def test_normalise_gives_mean_0_and_standard_deviation_1():
     shorter."""
     rm = tiny_reward_model()
     conversations = [("Who?", "x" * n) for n in range(1, 9)]
-    scale = reward.normalise(rm, TOKENIZER, conversations)
-    scores = (reward.score_texts(rm, TOKENIZER, conversations) - scale["mean"]) / scale["std"]
+    scale = reward.normalise(rm, conversations)
+    scores = (reward.score_texts(rm, conversations) - scale["mean"]) / scale["std"]
     assert scores.mean().abs() < 1e-5 and scores.std().item() == pytest.approx(1, abs=1e-5)
     assert scores.min().item() == pytest.approx(scale["lowest"], abs=1e-4)
 
@@ -213,178 +200,118 @@ def test_a_given_scale_is_kept():
     arbitrary, and must not set the scale."""
     rm = tiny_reward_model()
     conversations = [("Who?", "x" * n) for n in range(1, 9)]
-    raw, scale = (
-        reward.score_texts(rm, TOKENIZER, conversations),
-        reward.normalise(rm, TOKENIZER, conversations, std=1.0),
-    )
-    assert scale["std"] == 1 and scale["lowest"] == pytest.approx(
-        (raw.min() - raw.mean()).item(), abs=1e-5
-    )
+    raw, scale = reward.score_texts(rm, conversations), reward.normalise(rm, conversations, std=1.0)
+    assert scale["std"] == 1
+    assert scale["lowest"] == pytest.approx((raw.min() - raw.mean()).item(), abs=1e-5)
+
+
+def test_scores_that_are_all_alike_are_no_scale(monkeypatch):
+    """A division by 0 that makes every reward of the next stage infinite."""
+    judge_by(monkeypatch, lambda question, text: 1)
+    with pytest.raises(SystemExit, match="raise --prompts, or lower --lr"):
+        reward.normalise(None, [("Who?", "Ann."), ("Who?", "Tom.")])
 
 
 def test_a_perfect_judge_reaches_the_ceiling(monkeypatch):
     """An accuracy that compares with the wrong side, or a ceiling that the true utility itself does
     not reach."""
+    world, answered = data.World(0), []
+    for q in data.fact_questions(world, "test")[:5]:
+        full = world.answer(q)[1]
+        rambling = f"{data.RAMBLE[0]} {full}"
+        answered.append((q, [full, data.best_answer(world, q), "Sorry.", rambling]))
+    judge_by(monkeypatch, lambda q, a: data.utility(world, q, a))
+    good = reward.evaluate(None, world, answered)
+    assert good["accuracy"] == pytest.approx(good["ceiling"]) and good["pairs_heldout"] == 30
+    assert good["calibration_error"] == pytest.approx(0, abs=1e-6)
+    assert good["correlation"] == pytest.approx(1) and good["share_of_ceiling"] == pytest.approx(1)
+    judge_by(monkeypatch, lambda q, a: -data.utility(world, q, a))
+    bad = reward.evaluate(None, world, answered)
+    assert bad["accuracy"] == pytest.approx(1 - good["ceiling"])
+
+
+def test_pairs_are_formed_within_a_question(monkeypatch):
+    """Answers to different questions compared with one another: no annotator ever did that."""
     world = data.World(0)
-    questions = data.fact_questions(world, "test")[:5]
-    answered = [
-        (
-            q,
-            [
-                world.answer(q)[1],
-                data.best_answer(world, q),
-                "Sorry.",
-                f"{data.RAMBLE[0]} {world.answer(q)[1]}",
-            ],
-        )
-        for q in questions
-    ]
-    judge = lambda sign: (
-        lambda rm, tokenizer, conversations: torch.tensor(
-            [sign * data.utility(world, q, a) for q, a in conversations]
-        )
-    )
-    monkeypatch.setattr(reward, "score_texts", judge(1))
-    good = reward.evaluate(None, None, world, answered)
-    assert (
-        good["accuracy"] == pytest.approx(good["ceiling"])
-        and good["calibration_error"] == pytest.approx(0, abs=1e-6)
-        and good["pairs_heldout"] == 30
-    )
-    monkeypatch.setattr(reward, "score_texts", judge(-1))
-    assert reward.evaluate(None, None, world, answered)["accuracy"] == pytest.approx(
-        1 - good["ceiling"]
-    )
+    answered = [(q, ["Yes.", "No.", "Well."]) for q in data.fact_questions(world, "test")[:2]]
+    level = {answered[0][0]: 0, answered[1][0]: 100}       # what is arbitrary between two questions
+    judge_by(monkeypatch, lambda q, a: level[q] + len(a))
+    figures = reward.evaluate(None, world, answered)
+    assert figures["pairs_heldout"] == 6
+    # the margins are 1 of Yes over No, 1 of Well over Yes, 2 of Well over No: far from certain
+    assert figures["calibration_error"] < 0.5
 
 
 def test_prompts_of_training_and_of_evaluation_are_different():
     """Accuracy measured on questions that were trained on."""
     world = data.World(0)
-    train, test = (
-        reward.preference_prompts(world, "train", 400),
-        reward.preference_prompts(world, "test", 300),
-    )
-    assert not set(train) & set(test)
+    train = reward.preference_prompts(world, "train", 400)
+    test = reward.preference_prompts(world, "test", 300)
+    assert not set(train) & set(test) and (len(train), len(test)) == (400, 300)
     for questions in (train, test):
-        acts = [world.parse_question(q) for q in questions]
-        assert all(isinstance(a, data.Act) and not a.verb.harmful for a in acts[::2]) and all(
-            isinstance(a, tuple) for a in acts[1::2]
-        )
+        asked = [world.parse_question(q) for q in questions]
+        assert all(isinstance(a, data.Act) and not a.verb.harmful for a in asked[::2])
+        assert all(isinstance(a, tuple) for a in asked[1::2])
 
 
 def test_bfloat16_ends_before_scores_are_compared(monkeypatch):
     """Margins in bfloat16, which has two and a half digits: close scores are all the same to it."""
     compared, preference_loss = [], reward.preference_loss
-    monkeypatch.setattr(
-        reward, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16)
-    )
-    monkeypatch.setattr(
-        reward,
-        "preference_loss",
-        lambda *args: compared.append(args[0].dtype) or preference_loss(*args),
-    )
+
+    def loss(r_first, r_second, target):
+        compared.append(r_first.dtype)
+        return preference_loss(r_first, r_second, target)
+
+    half = lambda device: torch.autocast(device.type, torch.bfloat16)
+    monkeypatch.setattr(reward, "autocast", half)
+    monkeypatch.setattr(reward, "preference_loss", loss)
     model = tiny_reward_model()
     groups = [("Who?", ["Ann.", "Tom, I think."], [(0, 1, 1.0)])] * 40
-    history = reward.train(model, TOKENIZER, groups, 2, 3e-3, 0)
-    assert history[-1]["train_loss_nats"] < 0.5 * history[0]["train_loss_nats"] and set(
-        compared
-    ) == {torch.float32}
+    history = reward.train(model, groups, epochs=1, batch_size=2, lr=3e-3, seed=0)
+    assert history[-1]["train_loss_nats"] < 0.5 * history[0]["train_loss_nats"]
+    assert set(compared) == {torch.float32}
     assert all(p.dtype == torch.float32 for p in model.parameters())
-
-
-def test_the_reader_can_stop_and_go_on(tmp_path, monkeypatch):
-    """Labels lost at Ctrl-C, or asked for a second time: nobody labels twice."""
-    answered, path, keys = (
-        [(f"Q{i}?", [f"a{i}", f"b{i}", f"c{i}"]) for i in range(6)],
-        tmp_path / "my.jsonl",
-        iter(["1", "2", "", "q", "2", "1"]),
-    )
-    asked = []
-    monkeypatch.setattr("builtins.input", lambda text: (asked.append(text), next(keys))[1])
-    reward.ask_the_reader(answered, path, 0)
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert [x["prompt"] for x in lines] == ["Q0?", "Q1?"] and len(asked) == 4
-    # the key names the answer that was shown
-    assert f"1  {lines[0]['chosen']}" in asked[0] and f"2  {lines[1]['chosen']}" in asked[1]
-    reward.ask_the_reader(answered[:4], path, 0)  # goes on with what has no label
-    assert [
-        x["prompt"] for x in map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    ] == ["Q0?", "Q1?", "Q2?", "Q3?"]
 
 
 def test_pairs_become_groups():
     """Answers to one prompt scattered over batches, or winner and loser swapped on the way from a
     file."""
-    groups = reward.groups_of(
-        [("P?", "a", "b"), ("Q?", "x", "y"), ("P?", "a", "c"), ([("user", "P?")], "d", "e")]
-    )
-    assert groups == [
-        ("P?", ["a", "b", "c"], [(0, 1, 1.0), (0, 2, 1.0)]),
-        ("Q?", ["x", "y"], [(0, 1, 1.0)]),
-        ([("user", "P?")], ["d", "e"], [(0, 1, 1.0)]),
-    ]
+    dialogue = [("user", "P?")]
+    pairs = [("P?", "a", "b"), ("Q?", "x", "y"), ("P?", "a", "c"), (dialogue, "d", "e")]
+    assert reward.groups_of(pairs) == [("P?", ["a", "b", "c"], [(0, 1, 1.0), (0, 2, 1.0)]),
+                                       ("Q?", ["x", "y"], [(0, 1, 1.0)]),
+                                       (dialogue, ["d", "e"], [(0, 1, 1.0)])]
+
+
+def test_pairs_are_taken_by_whole_groups():
+    """Half of a question's pairs learnt from, so that its answers no longer share a batch."""
+    groups = [("P?", ["a", "b", "c"], [(0, 1, 1.0), (0, 2, 1.0)]),
+              ("Q?", ["x", "y"], [(0, 1, 1.0)]), ("R?", ["u", "v"], [(0, 1, 1.0)])]
+    assert [len(reward.take_pairs(groups, n)) for n in (1, 2, 3, 4, 9, None)] == [1, 1, 2, 3, 3, 3]
 
 
 def test_agreement_is_measured_over_prompts(monkeypatch):
     """An interval over pairs: those of one prompt are no independent cases, and it comes out too
     narrow."""
-    monkeypatch.setattr(
-        reward,
-        "score_texts",
-        lambda rm, tokenizer, conversations: torch.tensor([float(a) for _, a in conversations]),
-    )
-    # right, wrong; right
-    groups = [
-        ("P?", ["3", "2", "1"], [(0, 1, 1.0), (2, 1, 1.0)]),
-        ("Q?", ["1", "2"], [(1, 0, 1.0)]),
-    ]
-    figures = reward.agreement(None, None, groups)
+    judge_by(monkeypatch, lambda question, text: float(text))
+    groups = [("P?", ["3", "2", "1"], [(0, 1, 1.0), (2, 1, 1.0)]),         # right, wrong
+              ("Q?", ["1", "2"], [(1, 0, 1.0)])]                           # right
+    figures = reward.agreement(None, groups)
     assert figures["accuracy"] == pytest.approx((0.5 + 1) / 2) and figures["prompts_heldout"] == 2
     assert figures["accuracy_low"] == 0.5 and figures["accuracy_high"] == 1.0
 
 
-def test_a_judge_of_length_is_found_out(monkeypatch):
+@pytest.mark.parametrize("sign, expected", [(1, 0.9), (-1, 0.1), (0, 0.5)])
+def test_a_judge_of_length_is_found_out(sign, expected, monkeypatch):
     """A reward model that likes long answers looks accurate as long as good answers are long."""
     world = data.World(0)
     question = data.fact_questions(world, "test")[0]
     full = world.answer(question)[1]
     # "Gladly." and a longer phrase, equally good
     answered = [(question, [f"{data.POLITE[0]} {full}", f"{data.POLITE[2]} {full}", full])]
-    for taste, expected in (
-        (lambda a: len(a.split()), 0.9),
-        (lambda a: -len(a.split()), 0.1),
-        (lambda a: 0, 0.5),
-    ):
-        monkeypatch.setattr(
-            reward,
-            "score_texts",
-            lambda rm, tokenizer, conversations: torch.tensor(
-                [float(taste(a)) for _, a in conversations]
-            ),
-        )
-        assert reward.evaluate(None, None, world, answered)["longer_wins"] == pytest.approx(
-            expected, abs=0.1
-        )
-
-
-def test_best_of_n_by_hand():
-    """Best-of-n KL taken as ln n - (n-1)/n although texts coincide: the curve is then drawn too far
-    to the right."""
-    texts, scores, gold = ["a", "b", "b", "c"], [3.0, 1.0, 1.0, 0.0], [0.0, 2.0, 2.0, 1.0]
-    # two draws: c is best with 1/16, b with 9/16 - 1/16, a with 1 - 9/16
-    score, utility, kl = reward.best_of_n(texts, scores, gold, 2)
-    assert score == pytest.approx(7 / 16 * 3 + 8 / 16) and utility == pytest.approx(
-        8 / 16 * 2 + 1 / 16
-    )
-    assert kl == pytest.approx(
-        sum(p * math.log(p / q) for p, q in ((1 / 16, 1 / 4), (8 / 16, 2 / 4), (7 / 16, 1 / 4)))
-    )
-    assert reward.best_of_n(texts, scores, gold, 1) == pytest.approx((1.25, 1.25, 0))
-    many = 20000                                                  # no ties: Stiennon et al. 2020
-    for n, expected in ((4, .636), (16, 1.835), (64, 3.175)):
-        assert reward.best_of_n(list(map(str, range(many))), list(range(many)), [0.0] * many, n)[
-            2
-        ] == pytest.approx(expected, abs=0.005)
+    judge_by(monkeypatch, lambda q, a: sign * len(a.split()))
+    found = reward.evaluate(None, world, answered)["longer_wins"]
+    assert found == pytest.approx(expected, abs=0.1)
 
 
 @pytest.mark.parametrize("taste, first", [("polite", 1), ("curt", 0), ("chatty", 2)])
@@ -403,50 +330,41 @@ def test_some_answers_miss_the_point():
     high as any, and PPO gives them."""
     world = data.World(0)
     questions = reward.preference_prompts(world, "train", 200)
-    answered = [(q, [world.answer(q)[1]]) for q in questions]
-    astray = reward.with_strays(world, answered)
-    # its own answers stay, in front
-    assert [q for q, _ in astray] == questions and all(
-        a[0] == world.answer(q)[1] for q, a in astray
-    )
-    wrong = [[not data.is_correct(world, q, x) for x in a[1:]] for q, a in astray]
-    assert sum(map(any, wrong)) > 180
-    person = {
-        q: p.person if isinstance(p := world.parse_question(q), data.Act) else p[0]
-        for q in questions
-    }
-    # the right person, the wrong fact
-    assert sum(any(person[q] in x for x in a[1:]) for q, a in astray) > 150
-    same_tool = [
-        any(
-            x.split("use")[1] == world.answer(q)[1].split("use")[1] and x != world.answer(q)[1]
-            for x in a[1:]
-            if "use" in x
-        )
-        for q, a in astray[::2]
-    ]
-    # the right recipe for somebody else
-    assert sum(same_tool) > 30
+    own = [world.answer(q)[1] for q in questions]
+    astray = reward.with_strays(world, [(q, [a]) for q, a in zip(questions, own)])
+    assert [q for q, _ in astray] == questions
+    assert [answers[0] for _, answers in astray] == own    # its own answers stay, in front
+    wrong, right_person, same_recipe = 0, 0, 0
+    for (question, (answer, *strays)), asked in zip(astray, map(world.parse_question, questions)):
+        person = asked.person if isinstance(asked, data.Act) else asked[0]
+        wrong += any(not data.is_correct(world, question, a) for a in strays)
+        right_person += any(person in a for a in strays)   # ... and the wrong fact
+        recipe = answer.partition("use")[2]
+        same_recipe += any(a.endswith(recipe) and a != answer for a in strays if recipe)
+    assert wrong > 180 and right_person > 150
+    assert same_recipe > 30                                # the right recipe for somebody else
+
+
+def test_strays_come_where_questions_were_dropped():
+    """A look-up by number that fails, or gives a question its own answers, where questions have
+    been left out and the last ones have nobody after them."""
+    world = data.World(0)
+    questions = reward.preference_prompts(world, "train", 40)
+    left = questions[:3] + questions[4:9] + questions[20:]
+    astray = reward.with_strays(world, [(q, [world.answer(q)[1]]) for q in left])
+    assert [q for q, _ in astray] == left and all(2 <= len(a) <= 4 for _, a in astray)
+    lone = [(questions[0], ["Yes."])]
+    assert reward.with_strays(world, lone) == lone
 
 
 def test_half_of_the_fact_prompts_of_training_are_about_people_in_no_demonstration():
     """Prompts about well-known people alone: the model is right about them, and the judge learns
     nothing about facts."""
     world = data.World(0)
-    people = [
-        world.parse_question(q)[0] for q in reward.preference_prompts(world, "train", 400)[1::2]
-    ]
-    assert (
-        sum(p in world.people["train"] for p in people) == 100
-        and sum(p in world.people["demo"] for p in people) == 100
-    )
-
-
-def test_labels_of_dialogues_come_back(tmp_path):
-    """Labels of one's own that the next stage cannot read."""
-    turns = [("user", "Who?"), ("assistant", "Ann."), ("user", "Where?")]
-    reward.write_preferences(tmp_path / "p.jsonl", [(turns, ["Here.", "There."], [(0, 1, 0.0)])])
-    assert data.read_preferences(tmp_path / "p.jsonl")[0] == [(turns, "There.", "Here.")]
+    facts = reward.preference_prompts(world, "train", 400)[1::2]
+    people = [world.parse_question(q)[0] for q in facts]
+    assert sum(p in world.people["train"] for p in people) == 100
+    assert sum(p in world.people["demo"] for p in people) == 100
 
 
 def test_calibration_by_bins_by_hand():
@@ -457,3 +375,20 @@ def test_calibration_by_bins_by_hand():
     # over 4 pairs
     assert reward.expected_calibration_error(predicted, known) == pytest.approx(0.42 / 4)
     assert reward.expected_calibration_error(known, known) == 0
+
+
+def test_a_reward_model_comes_back_from_its_file(tmp_path):
+    """A score that means another thing after loading, or a reward model that reads a policy's
+    tokens by another alphabet."""
+    rm = tiny_reward_model()
+    m.save_model(tmp_path / "reward.pt", rm, scale={"mean": 1.0, "std": 2.0}, taste="curt")
+    back = reward.load_reward(tmp_path / "reward.pt", rm.gpt)
+    assert back.scale == {"mean": 1.0, "std": 2.0} and back.taste == "curt" and not back.training
+    conversation = [("Who?", "Ann.")]
+    assert torch.equal(reward.score_texts(back, conversation), reward.score_texts(rm, conversation))
+    other = m.GPT(rm.gpt.config, data.make_tokenizer("bpe", ["Ann lives in Oslo. "] * 50, 280))
+    with pytest.raises(SystemExit, match="its tokenizer differs"):
+        reward.load_reward(tmp_path / "reward.pt", other)
+    m.save_model(tmp_path / "sft.pt", rm.gpt)
+    with pytest.raises(SystemExit, match="holds no reward model: run `python reward.py` first"):
+        reward.load_reward(tmp_path / "sft.pt", rm.gpt)

@@ -13,7 +13,7 @@ TOKENIZER = data.make_tokenizer("bytes", [])
 
 def tiny_gpt(seed=0):
     torch.manual_seed(seed)
-    gpt = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 64, 1, 2, 32))
+    gpt = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 64, 1, 2, 32), TOKENIZER)
     for p in gpt.parameters():
         if p.dim() > 1:
             torch.nn.init.normal_(p, std=0.2)
@@ -23,28 +23,22 @@ def tiny_gpt(seed=0):
 def test_masked_loss_by_hand():
     """A mask that is not shifted with the targets: the loss then counts the question's last token
     and leaves out end-of-text."""
-    logits = torch.log(
-        torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6], [1 / 3, 1 / 3, 1 / 3]]])
-    )
+    p = [[0.5, 0.25, 0.25], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6], [1 / 3, 1 / 3, 1 / 3]]
     tokens, mask = torch.tensor([[0, 1, 2, 2]]), torch.tensor([[0, 0, 1, 1]])
     # tokens 2 and 3 count; they are predicted by logits 1 (p = .3) and 2 (p = .6)
-    assert sft.masked_loss(logits, tokens, mask).item() == pytest.approx(
-        -(math.log(0.3) + math.log(0.6)) / 2
-    )
+    loss = sft.masked_loss(torch.tensor([p]).log(), tokens, mask)
+    assert loss.item() == pytest.approx(-(math.log(0.3) + math.log(0.6)) / 2)
 
 
 def test_the_mean_is_over_tokens_of_the_whole_batch():
     """A mean of means: a short answer's tokens then weigh more than a long one's."""
     logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
-    tokens, mask = (
-        torch.tensor([[1, 2, 3, 4, 5], [6, 5, 4, 3, 2]]),
-        torch.tensor([[0, 1, 1, 1, 1], [0, 0, 0, 0, 1]]),
-    )
-    logp = logits.log_softmax(-1)
-    total = sum(logp[b, t - 1, tokens[b, t]] for b in range(2) for t in range(1, 5) if mask[b, t])
-    assert sft.masked_loss(logits, tokens, mask).item() == pytest.approx(
-        -total.item() / 5, abs=1e-6
-    )
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [6, 5, 4, 3, 2]])
+    mask = torch.tensor([[0, 1, 1, 1, 1], [0, 0, 0, 0, 1]])
+    logp, total = logits.log_softmax(-1), 0.0
+    for b, t in mask.nonzero().tolist():
+        total += logp[b, t - 1, tokens[b, t]].item()
+    assert sft.masked_loss(logits, tokens, mask).item() == pytest.approx(-total / 5, abs=1e-6)
 
 
 def test_the_users_words_are_never_imitated():
@@ -57,9 +51,8 @@ def test_the_users_words_are_never_imitated():
     loss.backward()
     predicts_answer = torch.zeros(len(ids), dtype=torch.bool)
     predicts_answer[:-1] = mask[0, 1:] == 1
-    assert (logits.grad[0][predicts_answer].abs().sum(-1) > 0).all() and (
-        logits.grad[0][~predicts_answer] == 0
-    ).all()
+    size = logits.grad[0].abs().sum(-1)
+    assert (size[predicts_answer] > 0).all() and (size[~predicts_answer] == 0).all()
     changed = torch.where(predicts_answer[None, :, None], logits, torch.full_like(logits, 9.0))
     assert sft.masked_loss(changed, tokens, mask).item() == loss.item()
 
@@ -68,64 +61,47 @@ def test_padding_costs_nothing():
     """The pad token learnt as an answer, or padding that changes what the model sees."""
     gpt = tiny_gpt()
     ids, mask = data.chat_example(TOKENIZER, "Where is it?", "In Oslo.")
-    alone = sft.masked_loss(
-        gpt(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)),
-        torch.tensor([ids]),
-        torch.tensor([mask]),
-    )
+    tokens, ones = torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)
+    alone = sft.masked_loss(gpt(tokens, ones), tokens, torch.tensor([mask])).item()
+    segments, mask = torch.tensor([[1] * len(ids) + [0] * 9]), torch.tensor([mask + [0] * 9])
     for garbage in (TOKENIZER.pad, 66):
-        tokens, padded = torch.tensor([ids + [garbage] * 9]), torch.tensor([mask + [0] * 9])
-        segments = torch.tensor([[1] * len(ids) + [0] * 9])
-        assert sft.masked_loss(gpt(tokens, segments), tokens, padded).item() == pytest.approx(
-            alone.item(), abs=1e-5
-        )
+        tokens = torch.tensor([ids + [garbage] * 9])
+        padded = sft.masked_loss(gpt(tokens, segments), tokens, mask).item()
+        assert padded == pytest.approx(alone, abs=1e-5)
 
 
 def test_a_conversation_can_be_memorised():
     """A model that never learns to stop: end-of-text has to be among the assistant's tokens, and
     pad must not be end-of-text."""
     gpt, talk = tiny_gpt(), [("Who?", "Ann."), ("Where?", "In Rome.")]
-    history = sft.train(gpt, TOKENIZER, talk * 16, 50, 8, 1e-2, 0)
+    history = sft.train(gpt, talk * 16, 50, 8, 1e-2, 0)
     assert history[-1]["train_loss_nats"] < 0.1
-    prompts = [data.chat_prompt(TOKENIZER, q) for q, _ in talk]
-    replies = m.generate(gpt, prompts, 20, TOKENIZER, temperature=0)
-    assert [data.decode_reply(TOKENIZER, r) for r in replies] == ["Ann.", "In Rome."]
-    assert all(r[-1] == TOKENIZER.eot for r in replies)
+    prompts = [data.chat_prompt(TOKENIZER, question) for question, _ in talk]
+    replies = m.generate(gpt, prompts, 20, temperature=0)
+    assert [data.decode_reply(TOKENIZER, ids) for ids in replies] == ["Ann.", "In Rome."]
+    assert all(ids[-1] == TOKENIZER.eot for ids in replies)
 
 
 def test_conversations_that_do_not_fit_are_left_out():
     """An index error in the position table in the middle of a run, for one long conversation."""
-    history = sft.train(
-        tiny_gpt(), TOKENIZER, [("Who?", "Ann."), ("Who?", "Ann. " * 40)], 1, 2, 1e-3, 0
-    )
+    talk = [("Who?", "Ann."), ("Who?", "Ann. " * 40)]
+    history = sft.train(tiny_gpt(), talk, 1, 2, 1e-3, 0)
     assert math.isfinite(history[-1]["train_loss_nats"])
 
 
 def test_the_coloured_mask_shows_what_the_loss_counts():
     """A picture of the mask that is drawn from something else than the mask."""
     shown = sft.colour_mask(TOKENIZER, "Who?", "Ann")
-    green = "".join(piece[3:] for piece in shown.split("\033[") if piece.startswith("32m"))
-    assert green == " Ann<|endoftext|>"
+    green = [piece[3:] for piece in shown.split("\033[") if piece.startswith("32m")]
+    assert "".join(green) == " Ann<|endoftext|>"
 
 
 def test_words_keep_their_embeddings():
     """Names of a fine-tuning set that move while all others stay: the set is learnt by heart. The
     chat roles, new to the model, do move."""
     gpt = tiny_gpt()
-    before = gpt.tokens.weight.detach().clone()
-    norms = gpt.norm.weight.detach().clone()
-    sft.train(
-        gpt,
-        TOKENIZER,
-        [("Who?", "Ann."), ("What?", "Tea.")],
-        epochs=3,
-        batch_size=2,
-        lr=1e-2,
-        seed=0,
-    )
+    before, norms = gpt.tokens.weight.detach().clone(), gpt.norm.weight.detach().clone()
+    sft.train(gpt, [("Who?", "Ann."), ("What?", "Tea.")], epochs=3, batch_size=2, lr=1e-2, seed=0)
     moved = (gpt.tokens.weight != before).any(1)
-    assert (
-        not moved[: TOKENIZER.eot].any()
-        and moved[[TOKENIZER.eot, TOKENIZER.user, TOKENIZER.assistant]].all()
-    )
-    assert (gpt.norm.weight != norms).any()
+    assert not moved[:TOKENIZER.eot].any() and (gpt.norm.weight != norms).any()
+    assert moved[[TOKENIZER.eot, TOKENIZER.user, TOKENIZER.assistant]].all()

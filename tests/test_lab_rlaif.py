@@ -1,0 +1,215 @@
+"""The experiments on Constitutional AI: people who label harm, no critique, harm by round. (Stage
+5's full table: tests/test_lab_table.py.)"""
+import json
+
+import pytest
+import torch
+
+import data
+import harm_by_round
+import human_harm
+import model as m
+import no_critique
+import reward
+import rlaif
+
+FLAGS = [*"--red-team 7 --rounds 2 --helpful 6 --label-prompts 8 --iterations 2".split(),
+         *"--value-warmup 0 --batch-size 4 --minibatch 2 --max-new 8 --epochs 1".split(),
+         *"--eval-prompts 7 --device cpu".split()]
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A folder with untrained models of one village, and a few labels of helpfulness."""
+    folder, world = tmp_path_factory.mktemp("out"), data.World(0)
+    texts = [data.unmark(data.write_document(world, "t", i)[1]) for i in range(200)]
+    tokenizer = data.make_tokenizer("bpe", texts, 400)
+    torch.manual_seed(0)
+    for name in ("pretrain", "sft", "ppo", "slcai", "rlaif"):
+        config = m.GPTConfig(tokenizer.n_vocab, 192, 1, 2, 16)
+        m.save_model(folder / f"{name}.pt", m.GPT(config, tokenizer, world_seed=0))
+    questions = data.fact_questions(world, "train")[:5]
+    groups = [(q, [world.answer(q)[1], "No."], [(0, 1, 1.0)]) for q in questions]
+    reward.write_preferences(folder / "preferences.jsonl", groups)
+    return folder
+
+@pytest.fixture(autouse=True)
+def little_work(monkeypatch):
+    """Few answers, of at most 10 tokens: an untrained model never stops by itself."""
+    generate, prompts = m.generate_batch, reward.preference_prompts
+    short = lambda model, batch, noise, *rest: generate(model, batch, noise[:, :10], *rest)
+    monkeypatch.setattr(m, "generate_batch", short)
+    monkeypatch.setattr(reward, "preference_prompts", lambda w, use, n: prompts(w, use, min(n, 24)))
+    for name, value in (("SL_EPOCHS", 1), ("ANSWERS", 2), ("HELPFUL_PROMPTS", 4)):
+        monkeypatch.setattr(rlaif, name, value)
+    monkeypatch.setattr(no_critique, "CASES", 20)
+
+def figures_of(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+# --- Human labels of harm -------------------------------------------------------------------------
+
+def test_people_who_like_any_refusal():
+    """Annotators of harm who read the reason, or who like refusals of harmless requests too: the
+    comparison then shows nothing, or too much."""
+    world = data.World(0)
+    act = world.acts["train"][0]
+    act = act if act.verb.harmful else act.twin()
+    asked, comply, bare = act.question(), world.answer(act.question())[1], data.REFUSAL
+    explained = f"{data.REFUSAL} {act.reason()}"
+    choice = lambda question, a, b: human_harm.prefers_refusal(world, question, a, b)
+    assert choice(asked, bare, comply) == choice(asked, explained, comply) == 1
+    assert choice(asked, comply, bare) == 0
+    assert choice(asked, bare, explained) == choice(asked, explained, bare) == 0.5
+    assert choice(asked, comply, comply) == 0.5
+    assert choice(act.twin().question(), bare, comply) == 0.5      # nothing about harm in it
+    answered = [(asked, [comply, bare, explained])] * 200
+    groups, record = human_harm.human_labels(world, answered, 0)
+    coins = []
+    for _, _, pairs in groups:
+        assert pairs[:2] == [(0, 1, 0.0), (0, 2, 0.0)] and pairs[2][:2] == (1, 2)
+        coins.append(pairs[2][2])
+    assert set(coins) == {0.0, 1.0} and 70 < sum(coins) < 130
+    assert len(record) == 600
+    assert record[0] == {"prompt": asked, "a": comply, "b": bare, "label": 0.0}
+
+def test_refusals_with_and_without_a_reason(monkeypatch):
+    """Compliance, or a refusal that gives its reason, counted as evasive."""
+    world = data.World(0)
+    act = data.act_prompts(world, "test", 1, True)[0]
+    texts = [data.REFUSAL, f"{data.REFUSAL} {act.reason()}", world.answer(act.question())[1], "Hm?"]
+    monkeypatch.setattr(human_harm, "answer", lambda *args, **options: texts)
+    assert human_harm.without_a_reason(None, world, False, 4, 0) == 1 / 4
+
+def test_human_harm_labels_beside_rlcai(out, tmp_path, monkeypatch):
+    """The comparison of the paper that leaves out its rival, writes over the rival's files or calls
+    people's labels an AI's."""
+    monkeypatch.setattr(human_harm, "ROOT", tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    human_harm.main([*FLAGS, "--inputs", str(out), "--out", str(tmp_path), "--record"])
+    figures = figures_of(tmp_path / "human_harm.json")
+    assert figures["human_harm_labels"] > 0 == figures["ai_labels"]
+    assert {"harm_rlcai_g1", "harm_humanharm_g2", "generic_humanharm_g2"} <= set(figures)
+    assert figures == figures_of(tmp_path / "docs" / "results" / "human_harm.json")
+    labels = (tmp_path / "human_harm_labels.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(labels) == figures["human_harm_labels"]
+    assert m.load(tmp_path / "human_harm.pt")["stage"] == "human_harm"
+    assert not list(tmp_path.glob("rlaif*"))
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    with pytest.raises(SystemExit, match="no --resume"):
+        human_harm.main([*FLAGS, "--inputs", str(out), "--out", str(tmp_path), "--resume"])
+
+# --- No critique ----------------------------------------------------------------------------------
+
+def test_a_direct_revision_has_no_critique(monkeypatch):
+    """A direct reviser that is let think all the same, "The answer may stay." taken for an answer,
+    or half a revision for a whole one."""
+    tokenizer, asked = data.Tokenizer([bytes([i]) for i in range(256)]), []
+    texts = ["Revision: Sorry. You could ask.", "The answer may stay.", "Revision: Sorry. You"]
+
+    def generate(model, prompts, max_new, seed):
+        asked.extend(map(tokenizer.decode, prompts))
+        replies = [[*tokenizer.encode(text), tokenizer.eot] for text in texts]
+        return [*replies[:2], replies[2][:-1]]
+
+    monkeypatch.setattr(no_critique, "generate", generate)
+    reviser = m.GPT(m.GPTConfig(tokenizer.n_vocab, 32, 1, 2, 16), tokenizer)
+    cases = ["Q1?", "Q2?", "Q3?"], ["A1.", "A2.", "A3."], ["R1.", "R2.", "R3."]
+    steps = no_critique.revise_directly(reviser, *cases, (0,))
+    assert steps == [("", "Sorry. You could ask."), ("The answer may stay.", None), ("", "")]
+    assert asked[0] == "<|user|> Request: Q1? Answer: A1. Rule: R1.<|assistant|>"
+
+def test_direct_revisions_are_critiques_without_their_thought():
+    """A direct reviser that is shown fewer cases, other cases or held-out verbs: the comparison is
+    then one of examples and not of thinking."""
+    world = data.World(0)
+    pairs, g2 = no_critique.direct_revisions(world, 500), {verb.word for verb in world.g2}
+    stays = [case for case, said in pairs if said == no_critique.STAYS]
+    assert len(stays) / 500 == pytest.approx(0.4, abs=0.07)
+    for case, said in pairs:
+        assert case.startswith("Request: ") and " Rule: " in case
+        assert "Critique" not in case + said and "That is" not in said
+        assert said == no_critique.STAYS or said.startswith(f"Revision: {data.REFUSAL} If you ")
+        assert not g2 & set(case.replace("?", " ").split())
+
+def test_verdicts_are_counted_case_by_case():
+    """A reviser that changes whatever it is given, praised for every fault that it finds."""
+    world = data.World(0)
+    acts, rules = data.act_prompts(world, "test", 42, True), rlaif.open_constitution()
+    change_all = lambda model, questions, *rest: [("", "Sorry.")] * len(questions)
+    shares = no_critique.right_verdicts(None, change_all, acts, rules, 0)
+    assert shares == {"covered": 1, "silent": 0, "benign": 0}
+
+def test_the_loop_without_a_critique(out, tmp_path, monkeypatch):
+    """Both ways measured on one of the two models, or the direct one trained on the other's
+    revisions: an untrained model finds no fault, and there is nothing to learn but helpfulness."""
+    monkeypatch.setattr(no_critique, "ROOT", tmp_path)
+    no_critique.main([*FLAGS, "--inputs", str(out), "--out", str(tmp_path), "--record"])
+    figures = figures_of(tmp_path / "no_critique.json")
+    assert {"harm_critique_2", "harm_direct_2", "verdict_covered_direct_g2"} <= set(figures)
+    assert {"harm_direct_g2", "harm_slcai_g2"} <= set(figures)
+    assert figures == figures_of(tmp_path / "docs" / "results" / "no_critique.json")
+    assert m.load(tmp_path / "direct.pt")["world_seed"] == 0
+
+# --- Harm by round --------------------------------------------------------------------------------
+
+def test_predicted_harm_by_hand():
+    """(1 - h q)^k of the means where the mean of (1 - h q)^k was meant: verbs that never improve
+    are then forgotten."""
+    predicted = harm_by_round.predicted_harm
+    assert predicted(0.5, 0.9, 0) == 1 and predicted(0.5, 0.9, 2) == pytest.approx(0.55 ** 2)
+    mixture = predicted([0.5, 0.5], [1.0, 0.0], 2)
+    assert mixture == pytest.approx((0.5 ** 2 + 1) / 2) and mixture != predicted(0.5, 0.5, 2)
+
+def trace_of(world, act, principle, *refused):
+    """A trace with an answer for each of `refused`, which says whether it is a refusal."""
+    refusal, answer = f"{data.REFUSAL} {act.reason()}", world.answer(act.question())[1]
+    return {"question": act.question(), "answers": [refusal if r else answer for r in refused],
+            "steps": [{"principle": principle}, {"principle": "Be kind."}]}
+
+def test_rounds_against_their_prediction_by_hand(tmp_path, capsys, monkeypatch):
+    """A prediction made from the very prompts it is compared with, or a q that counts faults no
+    principle covered."""
+    world = data.World(0)
+    acts = {act.verb.word: act for act in world.acts["train"]}
+    swipe, kick, steal, hurt = acts["swipe"], acts["kick"], "Never steal.", "Never hurt."
+    cases = [(swipe, steal, 0, 0, 1), (kick, steal, 0, 0, 0), (kick, hurt, 0, 1, 1),
+             (swipe, steal, 1, 1, 1),                      # the measured half; then the other
+             (swipe, steal, 0, 1, 1), (kick, hurt, 0, 0, 1), (kick, steal, 0, 0, 0),
+             (kick, hurt, 1, 1, 1)]
+    traces = [trace_of(world, *case) for case in cases]
+    figures = harm_by_round.compare(traces, world, ["Never steal.", "Never steal or hurt."])
+    # of the measured: three harmful at first, and h = 1 for steal, 1/2 for hurt; of the others two
+    # were covered, and swipe alone was mended
+    assert figures["h"] == pytest.approx((1 + 0.5 + 0.5) / 3) and figures["q"] == 0.5
+    measured = [figures["harm_measured_1"], figures["harm_measured_2"]]
+    assert measured == pytest.approx([2 / 3, 1 / 3])
+    assert figures["harm_predicted_2"] == pytest.approx((1 - 2 / 3 * 0.5) ** 2)
+    assert figures["harm_mixture_2"] == pytest.approx((0 + 1 + 1) / 3)
+    with pytest.raises(SystemExit, match="not the world's"):
+        unknown = {"question": "Why?", "answers": ["So."] * 3, "steps": []}
+        harm_by_round.compare([unknown] * 2, world, ["Never steal."])
+    with pytest.raises(SystemExit, match="nothing to predict"):
+        harm_by_round.compare([traces[3]] * 4, world, ["Never steal."])
+
+def test_harm_by_round_reads_what_rlaif_wrote(out, tmp_path, monkeypatch, capsys):
+    """A script that knows another form of the traces than the one that is written."""
+    monkeypatch.setattr(harm_by_round, "ROOT", tmp_path)
+    world = data.World(0)
+    swipe = next(act for act in world.acts["train"] if act.verb.word == "swipe")
+    trace = trace_of(world, swipe, "Never steal.", 0, 1, 1)
+    rlaif.write_lines(out / "rlaif_traces.jsonl", [trace] * 4)
+    harm_by_round.main(["--out", str(out), "--record"])
+    assert "     2     0.000      0.250    0.250" in capsys.readouterr().out
+    figures = figures_of(tmp_path / "docs" / "results" / "harm_by_round.json")
+    assert (figures["h"], figures["q"]) == (0.5, 1)
+
+# --- Doors ----------------------------------------------------------------------------------------
+
+def test_missing_inputs_name_the_script_that_makes_them(tmp_path):
+    """A traceback from a folder in which nothing was trained yet."""
+    folder = ["--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="run `python rlaif.py` first"):
+        harm_by_round.main(folder)
+    for script in (human_harm, no_critique):
+        with pytest.raises(SystemExit, match="run `python pretrain.py` first"):
+            script.main([*FLAGS, *folder])

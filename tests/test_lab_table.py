@@ -1,0 +1,147 @@
+"""The long final table of Stage 5: intervals over verbs, and who is told from whom."""
+import json
+
+import pytest
+import torch
+
+import data
+import full_table
+import model as m
+
+# --- Intervals ------------------------------------------------------------------------------------
+
+def test_intervals_know_that_prompts_of_a_verb_go_together():
+    """200 prompts over two verbs called 200 independent draws: an interval ten times too narrow."""
+    over_verbs, two = full_table.over_verbs, ["nab"] * 100 + ["hit"] * 100
+    assert over_verbs([True] * 100 + [False] * 100, two) == [0.5, 0, 1]
+    assert over_verbs([1, 0] * 100, two) == [0.5, 0.5, 0.5]        # no verb differs from another
+    many = [f"verb{i}" for i in range(40)]
+    mean, low, high = over_verbs([True] + [False] * 39, many)
+    assert mean == 1 / 40 and low == 0 and 0.05 <= high <= 0.1     # the sum is binomial(40, 1/40)
+    # prompts count, not verbs
+    assert over_verbs([True] * 960 + [False] * 40, ["nab"] * 960 + many)[2] > 0.9
+
+# --- The table ------------------------------------------------------------------------------------
+
+class Model:
+    """Of the world 0, and answers as full_table.answer is told to."""
+    world_seed = 0
+
+def answers_of(kind, world):
+    """full_table.answer of a model that refuses with a reason, refuses bare, complies, babbles, or
+    refuses one harmful verb bare and complies with all others."""
+    def answer(model, questions, *rest, **options):
+        texts = []
+        for question in questions:
+            act, text = world.parse_question(question), world.answer(question)[1]
+            if isinstance(act, data.Act) and act.verb.harmful:
+                explained = f"{data.REFUSAL} {act.reason()}"
+                text = {"harmless": explained, "evasive": data.REFUSAL}.get(kind, text)
+                if kind == act.verb.word:
+                    text = data.REFUSAL
+            texts.append("Hm hm" if kind == "babbling" else text)
+        return texts
+    return answer
+
+@pytest.mark.parametrize("kind, expected", [
+    ("harmless", dict(harm=0, over_refusal=0, reason=1, generic=0)),
+    ("evasive", dict(harm=0, over_refusal=0, reason=0, generic=1)),
+    ("helpful", dict(harm=1, over_refusal=0, reason=0, generic=0)),
+    ("babbling", dict(harm=1, over_refusal=1, reason=0, generic=0))])
+def test_every_kind_of_model_is_told_from_the_others(kind, expected, monkeypatch, capsys):
+    """Evasive and explained refusals in one column, babble that passes for harmless, a cell under
+    the wrong name, intervals over other requests' verbs."""
+    world, groups, over_verbs = data.World(0), [], full_table.over_verbs
+    monkeypatch.setattr(full_table, "answer", answers_of(kind, world))
+
+    def watched(values, verbs):
+        groups.append(list(verbs))
+        return over_verbs(values, verbs)
+
+    monkeypatch.setattr(full_table, "over_verbs", watched)
+    figures, utilities = full_table.evaluate("rlcai", Model(), ("g3", "g2g3"), 42, 0)
+    for cell in ("g3", "g2g3"):
+        for what, share in expected.items():
+            key = f"{what}_rlcai_{cell}"
+            assert [figures[key + end] for end in ("", "_low", "_high")] == [share] * 3
+    acts = data.act_prompts(world, "test", 42, True)
+    assert groups[0] == groups[3] == [act.verb.word for act in acts]
+    assert set(groups[4]) <= {verb.word for verb in world.g2}
+    knows = float(kind != "babbling")
+    assert figures["fact_accuracy_rlcai"] == figures["howto_accuracy_rlcai"] == knows
+    assert figures["unparseable_rlcai"] == 1 - knows and len(utilities) == 42
+    assert not any("_g1" in name or "_g2_" in name for name in figures)
+    assert all(type(x) is float for x in figures.values())
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+
+def test_the_worst_verb(monkeypatch, capsys):
+    """A mean over verbs in which one that is always done goes unseen; or the best called worst."""
+    world = data.World(0)
+    words = sorted({act.verb.word for act in data.act_prompts(world, "test", 60, True)})
+    monkeypatch.setattr(full_table, "answer", answers_of(words[-1], world))
+    figures, _ = full_table.evaluate("rlcai", Model(), ["g1"], 60, 0)
+    row, = capsys.readouterr().out.splitlines()
+    assert row.endswith(f" {words[-2]} 1.00") and 0 < figures["harm_rlcai_g1"] < 1
+
+# --- The script -----------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A folder with untrained models of one village."""
+    folder, world = tmp_path_factory.mktemp("out"), data.World(0)
+    texts = [data.unmark(data.write_document(world, "t", i)[1]) for i in range(200)]
+    tokenizer = data.make_tokenizer("bpe", texts, 400)
+    torch.manual_seed(0)
+    for name in ("pretrain", "sft", "ppo", "slcai", "rlaif", "human_harm"):
+        config = m.GPTConfig(tokenizer.n_vocab, 192, 1, 2, 16)
+        m.save_model(folder / f"{name}.pt", m.GPT(config, tokenizer, world_seed=0))
+    return folder
+
+FLAGS = "--eval-prompts 7 --device cpu".split()
+
+def figures_of(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+def test_the_table_of_six_models(out, tmp_path, monkeypatch, capsys):
+    """The base model asked through a chat it does not know; figures under new names; a model that
+    was left out, or whose absence stops the others."""
+    monkeypatch.setattr(full_table, "ROOT", tmp_path)
+    answer, asked = full_table.answer, []
+
+    def watched(model, questions, max_new, seed, bare):
+        asked.append((seed[1:], max_new, bare))
+        return answer(model, questions, 8, seed=seed, bare=bare)
+
+    monkeypatch.setattr(full_table, "answer", watched)
+    full_table.main([*FLAGS, "--out", str(out), "--record"])
+    keys = [(71, False), (72, False), (71, True), (72, True), (73,)]
+    assert asked[:5] == [(key, m.MAX_NEW, False) for key in keys]
+    assert asked[5:10] == [(key, 24, True) for key in keys] and len(asked) == 6 * 5
+    figures = figures_of(out / "full_table.json")
+    assert figures == figures_of(tmp_path / "docs" / "results" / "full_table.json")
+    for name in ("base", "sft", "rlhf", "slcai", "rlcai", "humanharm"):
+        assert {f"harm_{name}_g1_low", f"over_refusal_{name}_g2_high", f"reason_{name}_g2",
+                f"generic_{name}_g1", f"fact_accuracy_{name}", f"howto_accuracy_{name}",
+                f"utility_{name}", f"unparseable_{name}", f"win_rate_{name}",
+                f"win_rate_low_{name}", f"win_rate_high_{name}"} <= set(figures)
+    assert figures["win_rate_sft"] == 0.5 and "worst verb" in capsys.readouterr().out
+
+def test_own_rules_from_another_folder(out, tmp_path, monkeypatch):
+    """G3 figures under G1's names, or the models of --inputs looked for in --out."""
+    answer = full_table.answer
+    short = lambda model, questions, max_new, seed, bare: answer(model, questions, 8, 1, seed, bare)
+    monkeypatch.setattr(full_table, "answer", short)
+    for name in ("slcai", "rlaif"):
+        (tmp_path / f"{name}.pt").write_bytes((out / f"{name}.pt").read_bytes())
+    folders = ["--inputs", str(out), "--out", str(tmp_path)]
+    full_table.main([*FLAGS, *folders, "--constitution", "unseen"])
+    figures = figures_of(tmp_path / "full_table.json")
+    assert {"harm_rlcai_g3", "generic_slcai_g2g3_high"} <= set(figures)
+    assert not any("humanharm" in name or "_g1" in name for name in figures)
+
+def test_missing_inputs_name_the_script_that_makes_them(out, tmp_path):
+    """A traceback from a folder in which nothing was trained yet, or not all."""
+    with pytest.raises(SystemExit, match="run `python pretrain.py` first"):
+        full_table.main([*FLAGS, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"slcai.pt not found: run `python rlaif.py` first"):
+        full_table.main([*FLAGS, "--inputs", str(out), "--out", str(tmp_path)])
