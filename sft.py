@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
 from model import (MAX_NEW, answer, autocast, common_flags, finish_training, from_rank_0, generate,
                    load_gpt, mean_over_processes, my_share, parallel, positive, resume, save_model,
                    save_progress, start_training)
+from pretrain import IGNORE, next_token_loss
 
 def masked_loss(logits, tokens, mask):
     """Mean cross-entropy in nats over all tokens with mask 1: logits (B, T, V), tokens (B, T), mask
@@ -35,10 +35,9 @@ def masked_loss(logits, tokens, mask):
         mask moved      0      0       0         1         1     1      0
 
     If the three that count had p = .5 .8 .4, it is -(ln .5 + ln .8 + ln .4) / 3 = 0.61."""
-    targets, weights = tokens[:, 1:].flatten(), mask[:, 1:].flatten().float()      # (B * (T - 1),)
-    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets, reduction="none")
+    targets = tokens[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORE)
     # not a mean of each answer's mean: a short answer's tokens would weigh more than a long one's
-    return (losses * weights).sum() / weights.sum()
+    return next_token_loss(logits[:, :-1], targets)
 
 def freeze_words(model):
     """From here on the words' embeddings of a GPT or ScalarModel stay as they are; end-of-text and
