@@ -67,7 +67,7 @@ def time_ppo(policy, prompts):
         answered = time.perf_counter()
         ppo.judge(batch, lambda questions, replies: torch.zeros(len(replies)), value, 0.1)
         judged = time.perf_counter()
-        ppo.update(policy, value, optimizer, batch, 4, 0.2)
+        ppo.update(policy, value, optimizer, batch, 4, 64, 0.2)
         times.append(np.diff([began, answered, judged, time.perf_counter()]))
         assert batch["mask"].sum() == B * R
     parts = dict(zip(("rollout", "score", "update"), np.median(times[1:], axis=0)))

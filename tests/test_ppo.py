@@ -241,7 +241,7 @@ def test_what_stands_at_the_padding_changes_no_update():
         policy, _, value, batch = real_rollout()
         for name in ("logp", "values", "advantages", "returns"):
             batch[name] += garbage * (1 - batch["mask"])
-        ppo.update(policy, value, sgd(policy, value), batch, 2, 0.2)
+        ppo.update(policy, value, sgd(policy, value), batch, 2, 8, 0.2)
         after.append(weights(policy, value))
     assert torch.equal(*after)
 
@@ -251,7 +251,7 @@ def test_a_run_that_diverges_says_so():
     policy, reference, value, batch = real_rollout()
     batch["returns"] *= math.nan
     with pytest.raises(SystemExit, match="lower --lr"):
-        ppo.update(policy, value, torch.optim.SGD(policy.parameters(), lr=0.1), batch, 1, 0.2)
+        ppo.update(policy, value, sgd(policy, value), batch, 1, 8, 0.2)
     policy.norm.weight.data *= math.nan
     with pytest.raises(SystemExit, match="diverged"):
         ppo.rollout(policy, reference, QUESTIONS, 10, 8, (0, 41, 0))
@@ -298,21 +298,22 @@ def test_update_refuses_wrong_old_log_probs():
     policy, _, value, batch = real_rollout()
     optimizer = torch.optim.Adam([*policy.parameters(), *value.parameters()], lr=1e-4)
     good = dict(batch)
-    batch["logp"] = batch["logp"] + 0.01 * batch["mask"]
+    batch["logp"] = batch["logp"] + 0.02 * batch["mask"]
     with pytest.raises(AssertionError, match="the first ratio is exp"):
-        ppo.update(policy, value, optimizer, batch, 1, 0.2)
-    figures = ppo.update(policy, value, optimizer, good, 2, 0.2)
+        ppo.update(policy, value, optimizer, batch, 1, 8, 0.2)
+    figures = ppo.update(policy, value, optimizer, good, 2, 8, 0.2)
     assert all(math.isfinite(x) for x in figures.values())
 
 
-def test_an_update_stops_early():
+def test_an_update_stops_early(monkeypatch):
     """Epochs that go on after the policy has left the rollout behind, where its advantages mean
     nothing."""
+    monkeypatch.setattr(ppo, "MAX_APPROX_KL", 1e-4)
     policy, _, value, batch = real_rollout()
     optimizer = sgd(policy, value, lr=0.5)
     taken, step = [], optimizer.step
     optimizer.step = lambda: (taken.append(1), step())
-    ppo.update(policy, value, optimizer, batch, 50, 0.2, max_approx_kl=1e-4)
+    ppo.update(policy, value, optimizer, batch, 50, 8, 0.2)
     assert 1 <= len(taken) < 50 * len(QUESTIONS) // 8
 
 
@@ -323,7 +324,7 @@ def test_no_stale_gradients():
         policy, _, value, batch = real_rollout()
         for p in [*policy.parameters(), *value.parameters()]:
             p.grad = torch.full_like(p, stale) if stale else None
-        ppo.update(policy, value, sgd(policy, value), batch, 1, 0.2)
+        ppo.update(policy, value, sgd(policy, value), batch, 1, 8, 0.2)
         after.append(weights(policy, value))
     assert torch.equal(*after)
 
@@ -396,16 +397,28 @@ def test_ties_are_half_a_win():
     assert np.allclose(list(data.win_rate([1, 2, 3], [1, 2, 3]).values()), 0.5)
 
 
-def test_old_log_probs_are_scored_in_the_minibatches_of_the_update():
-    """A ratio that is 1 only up to the rounding of another batch size: fatal in bfloat16."""
+def test_old_log_probs_are_those_of_the_update():
+    """A ratio that is not 1 at first, since rollout and update read answers in other batches. Up
+    to rounding it has to be: here far less than the 0.01 that `update` lets pass."""
     policy, _, _, batch = real_rollout()
-    assert sorted(torch.cat(batch["parts"]).tolist()) == list(range(len(QUESTIONS)))
-    assert len(batch["parts"][0]) == 8
-    i = batch["parts"][0]
     with torch.no_grad():
-        fresh = ppo.token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
-    # not a bit differs
-    assert torch.equal(fresh * batch["mask"][i], batch["logp"][i] * batch["mask"][i])
+        fresh = ppo.token_logprobs(policy, batch["tokens"], batch["segments"])
+    assert ((fresh - batch["logp"]) * batch["mask"]).abs().max() < 1e-4
+
+
+def test_each_pass_is_shuffled_anew(monkeypatch):
+    """The same minibatches in every epoch: the answers of one always push the weights together."""
+    policy, _, value, batch = real_rollout()
+    read, token_logprobs = [], ppo.token_logprobs
+
+    def watched(model, tokens, segments):
+        read.append(sorted(map(tuple, tokens.tolist())))
+        return token_logprobs(model, tokens, segments)
+
+    monkeypatch.setattr(ppo, "token_logprobs", watched)
+    ppo.update(policy, value, sgd(policy, value), batch, 2, 8, 0.2)
+    first, second = read[:len(read) // 2], read[len(read) // 2:]
+    assert first != second and sorted(sum(first, [])) == sorted(sum(second, []))
 
 
 def test_prompts_without_room_for_an_answer_are_left_out(capsys):
