@@ -80,6 +80,7 @@ def test_refusals_with_and_without_a_reason(monkeypatch):
     monkeypatch.setattr(human_harm, "answer", lambda *args, **options: texts)
     assert human_harm.without_a_reason(None, world, False, 4, 0) == 1 / 4
 
+@pytest.mark.slow
 def test_human_harm_labels_beside_rlcai(out, tmp_path, monkeypatch):
     """The comparison of the paper that leaves out its rival, writes over the rival's files or calls
     people's labels an AI's."""

@@ -102,6 +102,7 @@ FLAGS = "--eval-prompts 7 --device cpu".split()
 def figures_of(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
+@pytest.mark.slow
 def test_the_table_of_six_models(out, tmp_path, monkeypatch, capsys):
     """The base model asked through a chat it does not know; figures under new names; a model that
     was left out, or whose absence stops the others."""
@@ -126,6 +127,7 @@ def test_the_table_of_six_models(out, tmp_path, monkeypatch, capsys):
                 f"win_rate_low_{name}", f"win_rate_high_{name}"} <= set(figures)
     assert figures["win_rate_sft"] == 0.5 and "worst verb" in capsys.readouterr().out
 
+@pytest.mark.slow
 def test_own_rules_from_another_folder(out, tmp_path, monkeypatch):
     """G3 figures under G1's names, or the models of --inputs looked for in --out."""
     answer = full_table.answer

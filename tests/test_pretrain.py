@@ -228,6 +228,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
         assert grad_accum > 1 or torch.equal(gradient(model), gradient(whole))
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_float32_weights(tmp_path, monkeypatch):
     """Half precision that reaches the loss, the weights or the optimizer, where small steps are
     rounded away."""

@@ -188,7 +188,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(stage, out, tmp_path, monkeyp
 STEPS = ["revise_rounds", "train_slcai", "train_preference_model", "reinforce"]
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [pytest.param("revise_rounds", marks=pytest.mark.slow),
+                                  pytest.param("train_slcai", marks=pytest.mark.slow), *STEPS[2:]])
 def test_rlaif_goes_on_after_its_last_finished_step(step, out, tmp_path, monkeypatch):
     """A step that depends on what an earlier one left in memory: resumed, it comes to other
     weights; or a step that is done again."""
@@ -315,6 +316,7 @@ def test_show_prints_and_trains_nothing(out, tmp_path, monkeypatch, capsys):
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_controls_of_rlaif(out, tmp_path, monkeypatch):
     """A control that writes over the default run, or reports an unseen constitution's figures as
     G1."""
@@ -394,6 +396,7 @@ def test_all_five_stages_without_a_world(tmp_path, monkeypatch, capsys):
         assert m.load(tmp_path / f"{name}.pt")["world_seed"] is None
 
 
+@pytest.mark.slow
 def test_documents_can_be_left_out(tmp_path, monkeypatch):
     """The control of Stage 5 that is none: the documents said to be left out are still among them,
     or the shares no longer add up to 1."""
