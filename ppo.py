@@ -1,21 +1,22 @@
 """Stage 4. Improve the assistant by trial and error against the reward model, on a leash.
 
     reward[t] = -beta * (logp[t] - logp_ref[t]),   + the score at the answer's last token
-    loss = -mean(min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A)),  ratio = exp(logp_new - logp)
+    loss = -mean(min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A)),  ratio = p_new / p_old
 
 Rewards: Ziegler et al. 2019, Stiennon et al. 2020; loss: PPO, Schulman et al. 2017, eq. 7. Four
 networks: the *policy* learns; the *reference* is a frozen copy of what it was at the start, the SFT
 model; the *reward model* gives a finished answer one score; the *value model* says at each token
-what it expects still to come. Each iteration:
+how much reward it still expects. Each iteration:
 
     1. rollout   the policy answers a batch of questions
-    2. judge     the score, less beta for each nat by which the policy has left the reference (the
-                 leash); A, a token's advantage: how much better it went than the value model said
-    3. update    tokens with A > 0 become likelier, the others less; the value model learns too
+    2. judge     reward: the score, minus beta per nat of divergence from the reference (the leash);
+                 A, a token's advantage: how much better it went than the value model expected
+    3. update    tokens with more A than the batch's mean become more likely, the others less; the
+                 value model learns what to expect
 
     python ppo.py           reads out/sft.pt and out/reward.pt, writes out/ppo.pt
 
-Watch: the score rises; the gold utility, which nothing is trained on, should rise with it. Length
+Watch: the score rises; the gold utility, u in reward.py, never seen here, should rise too. Length
 and the share of answers that end show first that a policy has found a hole in its reward model."""
 import argparse
 from pathlib import Path
@@ -29,21 +30,21 @@ import reward as reward_stage                              # `reward` is what a 
 from model import (MAX_NEW, ScalarModel, answer, common_flags, copy_of, generate, load_gpt,
                    pick_device, positive, resume, save_model, save_progress)
 
-# Letters: B answers, T tokens of prompt and answer, V vocabulary, R = T - 1 places where a token is
-# chosen: what stands at [:, t] belongs to the choice of tokens[:, t+1]. A mask (B, R) is 1 where
-# that token is one of the answer, 0 in the prompt and in the padding.
+# Letters: B answers, T tokens of prompt and answer, V vocabulary, R = T - 1 positions that choose a
+# token: what stands at [:, t] belongs to the choice of tokens[:, t+1]. A mask (B, R) is 1 where
+# that token is one of the answer, 0 in the prompt and in the padding (drawn at `rollout`).
 MAX_APPROX_KL = 0.2               # nats per token from the policy that answered: stop the update
 
 def token_logprobs(model, tokens, segments=None, temperature=1.0):     # (B, T) -> (B, R)
-    """log p(tokens[:, t+1]) at [:, t], under what sampling at `temperature` draws from: logits
-    (0, ln 3) are p = (1/4, 3/4), and where token 1 comes next this is ln 3/4. Segments: 0 pads.
+    """log p(tokens[:, t+1]) at [:, t] under the distribution that sampling at `temperature` uses:
+    logits (0, ln 3) are p = (1/4, 3/4); where token 1 comes next, this is log(0.75) = -0.29.
     (Sampling also forbids the pad token, whose p is next to nothing in a trained model.)"""
     logits = model(tokens, segments)[:, :-1] / temperature
     return logits.log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
 
 def token_rewards(logp, logp_ref, mask, scores, beta):     # (B, R) x 3, (B,) -> (B, R)
-    """A fine for leaving the reference at each token of an answer, and the score at its last one.
-    The fines add up to beta * log p(answer) / p_ref(answer), on average beta times the KL.
+    """The KL penalty at each token of an answer, and the score at its last one. The penalties of an
+    answer add up to beta * log(p(answer) / p_ref(answer)), whose mean is beta * KL(policy || ref).
 
         logp - logp_ref   1   0  -8
         mask              1   1   0     beta 0.1, score 2   ->   rewards  -0.1  2  0
@@ -63,8 +64,8 @@ def advantages_and_returns(rewards, values, mask, gamma=1.0, lam=0.95):    # -> 
 
         rewards 0 0 1, values .5 .6 .8, lam .5  ->  delta .1 .2 .2, A .25 .3 .2, return .75 .9 1
 
-    lam 1: all that came, less the value: right on average, but noisy. lam 0: one step's surprise,
-    as wrong as the value model.
+    lam 1: A = all rewards to come - values[t], right on average, but noisy. lam 0: A = delta, less
+    noisy, but as wrong as the value model. gamma discounts rewards that come later; 1: not at all.
     """
     # past an answer's end there is nothing to expect, whatever the value model says of padding
     values, advantages = values * mask, torch.zeros_like(rewards)
@@ -82,14 +83,16 @@ def masked_mean(x, mask):                                  # (B, R) x 2 -> scala
 def whiten(x, mask):                                       # (B, R) x 2 -> (B, R)
     """Mean 0 and variance 1 over the answers' tokens: 1 2 3 4 -> -1.34 -0.45 0.45 1.34."""
     mean = masked_mean(x, mask)
-    # centring matters: while the value model expects too little, all advantages are positive, and
-    # whatever was said is pushed up. Scaling matters less: Adam divides by the gradient's size.
-    # 1e-8: where all are equal, 0 and not 0 / 0
+    # centring is what matters: early on the values may all be too low, which makes all A positive
+    # and reinforces every answer. Scaling matters less, for Adam does that, too. 1e-8: never 0 / 0
     return (x - mean) * torch.rsqrt(masked_mean((x - mean) ** 2, mask) + 1e-8) * mask
 
 def policy_loss(logp_new, logp_old, advantages, mask, clip=0.2):       # (B, R) x 4 -> scalar
-    """The clipped surrogate (PPO, eq. 7), negated, for an optimizer goes down. Once a good token is
-    `clip` likelier than in the rollout, or a bad one `clip` less, pushing further gains nothing:
+    """The clipped surrogate (PPO, eq. 7), negated because optimizers minimise. At first the ratio
+    is 1, and the gradient of ratio * A is A * grad log p, the policy gradient: its mean is that of
+    the expected reward (Williams 1992). Later the ratio corrects for answers that the old policy
+    gave. Once a good token is `clip` more likely than in the rollout, or a bad one less likely,
+    pushing further gains nothing:
 
         ratio 1.5, A  1  ->  -min( 1.5,  1.2) = -1.2    far enough: the gradient is 0
         ratio 1.5, A -1  ->  -min(-1.5, -1.2) =  1.5    gone the wrong way: never clipped
@@ -100,23 +103,22 @@ def policy_loss(logp_new, logp_old, advantages, mask, clip=0.2):       # (B, R) 
     return -masked_mean(torch.min(ratio * advantages, clipped * advantages), mask)
 
 def value_loss(values_new, values_old, returns, mask, clip=0.2):       # (B, R) x 4 -> scalar
-    """Half the squared error. A value that moved by more than `clip` since the rollout is taken at
-    the clip if that is worse (OpenAI baselines), so that no update throws expectations about:
-    old 0, new .5, return 1  ->  max((.5 - 1)^2, (.2 - 1)^2) / 2 = .64 / 2 = .32"""
+    """Half the squared error, of the new value or of the one clipped to `clip` from the old one,
+    whichever is worse (OpenAI baselines). Old 0, new .5, return 1: max(.5^2, .8^2) / 2 = .32. The
+    clipped one is worse there, so the gradient is 0: far enough for one rollout."""
     clipped = values_old + (values_new - values_old).clamp(-clip, clip)
     worse = torch.max((values_new - returns) ** 2, (clipped - returns) ** 2)
     return 0.5 * masked_mean(worse, mask)
 
 def kl_estimates(logp, logp_ref):                          # (...) x 2 -> k1, k3
     """Two estimates of KL(policy || reference) from tokens that the policy has sampled, both right
-    on average (Schulman 2020): k1, the log-ratio, is negative for many a sample; k3 adds a term of
-    mean 0, p_ref / p - 1, and never is. p .7, p_ref .3: k1 = ln 7/3 = .85, k3 = .85 + 3/7 - 1 = .28
-    """
+    on average (Schulman 2020): k1, the log-ratio, is often negative. k3 adds p_ref / p - 1, of
+    mean 0, and is never negative, as e^x - 1 >= x. p .7, p_ref .3: k1 = .85, k3 = .85 + 3/7 - 1."""
     return logp - logp_ref, (logp_ref - logp).exp() - 1 - (logp_ref - logp)
 
 def exact_kl(logits, logits_ref):                          # (..., V) x 2 -> (...)
     """KL(policy || reference) of the next token, in nats, summed over the vocabulary: p = .7 .2 .1
-    and p_ref = .3 .4 .3 -> .7 ln 7/3 + .2 ln 1/2 + .1 ln 1/3 = .345."""
+    and p_ref = .3 .4 .3 give .7 ln(7/3) + .2 ln(1/2) + .1 ln(1/3) = .345."""
     logp, logp_ref = logits.log_softmax(-1), logits_ref.log_softmax(-1)
     return (logp.exp() * (logp - logp_ref)).sum(-1)
 
@@ -135,8 +137,8 @@ def rollout(policy, reference, questions, max_new, minibatch, seed):
     """
     tokenizer, device = policy.tokenizer, policy.device
     prompts = [data.chat_prompt(tokenizer, question) for question in questions]
-    # temperature 1, no top-k, no top-p: sampled in another way, the answers would not be samples of
-    # what is scored below, the usual cause of a negative KL
+    # temperature 1, no top-k, no top-p: else these were not samples of what is scored below, the
+    # usual reason for an estimate of KL below 0
     replies = generate(policy, prompts, max_new, seed=seed)                # with their <eot>
     if not all(replies):
         raise SystemExit("the policy has diverged and gives no answers: lower --lr")
@@ -145,12 +147,13 @@ def rollout(policy, reference, questions, max_new, minibatch, seed):
     mask, segments = data.pad_rows(choices, 0).to(device).float(), (tokens != tokenizer.pad).long()
     ended = torch.tensor([r[-1] == tokenizer.eot for r in replies], device=device)
 
-    # The sampler knew these log-probs, but read token by token; here as `update` will do it
+    # The sampler knew these log-probs, but rounded differently, reading token by token: they are
+    # taken again as `update` will take them, so that its first ratio is 1
     parts = torch.arange(len(tokens), device=device).split(minibatch)      # at a time, for memory
     logp, logp_ref, kl, entropy = (torch.zeros_like(mask) for _ in range(4))
     for i in parts:                                        # (there is no dropout to switch off)
-        chosen = tokens[i, 1:, None]
-        # the last column chooses nothing any more; two tensors (b, R, V), the most memory of all
+        chosen = tokens[i, 1:, None]                       # KL and entropy need all the logits
+        # the last column chooses nothing any more; tensors (b, R, V) take the most memory of all
         p, ref = (model(tokens[i], segments[i])[:, :-1] for model in (policy, reference))
         logp[i] = p.log_softmax(-1).gather(-1, chosen).squeeze(-1)
         logp_ref[i] = ref.log_softmax(-1).gather(-1, chosen).squeeze(-1)
@@ -187,19 +190,19 @@ def update(policy, value, optimizer, batch, epochs, minibatch, clip):
         logratio = (logp_new - logp_old).detach() * mask
         # catches dropout, a wrong mask, a policy that has moved: errors of 0.1 and more. Rounding,
         # which differs with the rows that are read together, stays far below, on a GPU too
-        if not steps and not logratio.abs().max() <= 0.01:
+        if not steps and not logratio.abs().max() <= 0.01:     # not <=: nan is caught, too
             raise AssertionError(f"the first ratio is exp({logratio.abs().max():.2g}), not 1")
-        # the samples are the old policy's, so this is KL(old || new): ratio - 1 - log ratio
+        # the samples are the old policy's, so it stands first: k3 of KL(old || new)
         _, k3 = kl_estimates(logp_old * mask, logp_new.detach() * mask)
         approx_kl = masked_mean(k3, mask).item()
-        if approx_kl > MAX_APPROX_KL:                      # the batch tells of another policy
+        if approx_kl > MAX_APPROX_KL:                      # the batch is of another policy now
             break
         loss_policy = policy_loss(logp_new, logp_old, advantages[i], mask, clip)
         loss_value = value_loss(values_new, batch["values"][i], batch["returns"][i], mask, clip)
         if not torch.isfinite(loss_policy + loss_value):
             raise SystemExit("the loss is no longer a number: lower --lr and --value-lr")
         optimizer.zero_grad()
-        (loss_policy + loss_value).backward()              # no weight is in both: one call for two
+        (loss_policy + loss_value).backward()              # they share no weights: one call
         # one wild batch may turn the direction, but not throw the weights away
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         torch.nn.utils.clip_grad_norm_(value.parameters(), 1.0)
@@ -210,28 +213,28 @@ def update(policy, value, optimizer, batch, epochs, minibatch, clip):
     return dict(zip(names, means.tolist())) | {"optimizer_steps": len(steps)}
 
 def train(policy, value, questions_at, score_answers, args, gold=None, progress=None):
-    """PPO in place -> history, a row an iteration. `questions_at(step)`: its questions; `args`: see
-    ppo_flags; `gold(questions, texts)`: their utilities, for the log alone."""
+    """PPO in place -> history, one row per iteration. `questions_at(step)`: its questions; `args`:
+    see ppo_flags; `gold(questions, texts)`: their utilities, for the log alone."""
     reference = copy_of(policy)                            # before `resume`: what it was at first
     groups = [{"params": model.parameters()} for model in (policy, value)]
-    # eps as in OpenAI's PPO (Huang et al. 2022): with the usual 1e-8, Adam takes a full step
-    # however small the gradient is
+    # eps as in OpenAI's PPO (Huang et al. 2022): with the usual 1e-8, Adam takes a full step even
+    # where the gradient is next to nothing, that is, noise
     optimizer = torch.optim.Adam(groups, eps=1e-5)
     parts = dict(policy=policy, value=value, optimizer=optimizer)
     start, history = resume(progress, **parts)
     bar = tqdm(range(start, args.iterations), "ppo", args.iterations, initial=start, unit="iter")
     for step in bar:
-        left, policy_lr = 1 - step / args.iterations, args.lr if step >= args.value_warmup else 0.0
+        policy_lr = args.lr if step >= args.value_warmup else 0.0
         for group, lr in zip(optimizer.param_groups, (policy_lr, args.value_lr)):
-            group["lr"] = lr * left                        # both fall to 0 in a line
-        questions, seed = questions_at(step), (args.seed, 41, step)
-        batch = rollout(policy, reference, questions, args.max_new, args.minibatch, seed)
+            group["lr"] = lr * (1 - step / args.iterations)    # linear decay to 0
+        seed = args.seed, 41, step                         # 41: a stream of its own per use
+        batch = rollout(policy, reference, questions_at(step), args.max_new, args.minibatch, seed)
         judge(batch, score_answers, value, args.beta)
         losses = update(policy, value, optimizer, batch, args.epochs, args.minibatch, args.clip)
         history.append({"iteration": step + 1} | describe(batch) | losses)
         if gold:
             texts = [data.decode_reply(policy.tokenizer, reply) for reply in batch["replies"]]
-            history[-1]["gold_utility"] = float(np.mean(gold(questions, texts)))
+            history[-1]["gold_utility"] = float(np.mean(gold(batch["questions"], texts)))
         bar.set_postfix(score=history[-1]["score"], kl=history[-1]["kl_nats"])
         if (step + 1) % 10 == 0 and step + 1 < args.iterations:
             save_progress(progress, step + 1, history, **parts)
@@ -243,19 +246,21 @@ def describe(batch):
     k1, k3 = kl_estimates(batch["logp"] * mask, batch["logp_ref"] * mask)
     missed = masked_mean((returns - batch["values"]) ** 2, mask)
     variance = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
-    row = {"score": batch["scores"],                       # of an answer, on the reference's scale
-           "kl_nats": batch["kl"],                         # exact at each place; the mean of these
-           "kl_k1_nats": (k1 * mask).sum(1), "kl_k3_nats": (k3 * mask).sum(1),     # answers, though
+    row = {"score": batch["scores"],                       # per answer, on the reference's scale
+           # exact at each position of these answers, which are a sample of all that might be given
+           "kl_nats": batch["kl"], "kl_k1_nats": (k1 * mask).sum(1),
+           "kl_k3_nats": (k3 * mask).sum(1),               # from the sampled tokens alone
            "reward_after_kl": batch["rewards"].sum(1),     # what PPO maximises: score - beta * KL
            "entropy_nats_per_token": masked_mean(batch["entropy"], mask),  # how undecided it is
            "length_tokens": mask.sum(1), "eos_rate": batch["ended"].float(),       # see "Watch"
-           "explained_variance": 1 - missed / variance}    # 1: the values foresee all; 0: the mean
+           "explained_variance": 1 - missed / variance}    # 1: all foreseen; returns lean on values
     return {name: x.mean().item() for name, x in row.items()} | {"beta": batch["beta"]}
 
 def value_from(reward_model):
-    """A value model that starts as the reward model, on its scale. It shares nothing with the
-    policy: in a common trunk its loss would drag the policy along (Stiennon et al. 2020)."""
-    scale = reward_model.scale
+    """A value model that starts as the reward model, on its scale: it knows language and taste, and
+    learns in `update` what to expect in mid-answer. It shares nothing with the policy: in a common
+    trunk its loss would drag the policy along (Stiennon et al. 2020)."""
+    scale = reward_model.scale                             # (raw - mean) / std, now in the head
     value = ScalarModel(copy_of(reward_model.gpt)).to(reward_model.device)
     with torch.no_grad():
         value.scalar.weight.copy_(reward_model.scalar.weight / scale["std"])
@@ -263,9 +268,9 @@ def value_from(reward_model):
     return value
 
 def on_scale(raw, replies, scale, tokenizer):              # (B,) -> (B,)
-    """Scores on the scale on which the reference's answers have mean 0 and standard deviation 1. A
-    reply that did not end gets 1 less than the lowest of those: a reward model reads its score at
-    end-of-text, and never saw an answer without."""
+    """Raw scores on a fixed scale, on which the reference's answers have mean 0 and a minimum of
+    "lowest" (reward.normalise). A reply that did not end gets 1 less than that: the reward model is
+    read at end-of-text and has never seen an answer without one."""
     ended = torch.tensor([reply[-1] == tokenizer.eot for reply in replies], device=raw.device)
     return torch.where(ended, (raw - scale["mean"]) / scale["std"], scale["lowest"] - 1)
 
@@ -281,8 +286,7 @@ def score_by_model(reward_model):
     return score_answers
 
 def evaluate(policy, before, world, n, seed, taste):
-    """n held-out questions, how-to and facts by turns, an answer of each model -> gold utilities,
-    shares correct, and whose answers the gold judge likes better."""
+    """One answer per model to n held-out questions -> gold utilities, shares correct, win rates."""
     questions = reward_stage.preference_prompts(world, "test", n)
     answers = {"sft": answer(before, questions, seed=(seed, 42)),
                "sft_greedy": answer(before, questions, temperature=0),     # PPO is less random, too
@@ -292,6 +296,7 @@ def evaluate(policy, before, world, n, seed, taste):
     for name, texts in answers.items():
         gold[name] = [data.utility(world, q, text, taste) for q, text in zip(questions, texts)]
         right = [data.is_correct(world, q, text) for q, text in zip(questions, texts)]
+        # how-to questions and facts take turns
         shares = {"correct": right, "howto_correct": right[::2], "facts_correct": right[1::2]}
         for what, values in ({"gold": gold[name]} | shares).items():
             figures[f"{what}_{name}"] = np.mean(values)
@@ -312,7 +317,7 @@ def prompts_that_fit(prompts, tokenizer, room):
     return fit
 
 def ppo_flags(parser, **defaults):
-    """Declare the flags that `train` reads, here and for rlaif.py, with its own `defaults`."""
+    """Declare the flags of PPO, here and for rlaif.py, with its own `defaults`."""
     flag = parser.add_argument
     flag("--beta", type=float, default=0.1, help="reward lost per nat of KL from the reference")
     flag("--iterations", type=positive, default=40, help="rollouts")
@@ -335,34 +340,25 @@ def read_args(argv=None):
     """The flags of this stage."""
     p = argparse.ArgumentParser(description="PPO against the reward model, with a KL penalty.")
     ppo_flags(p)
-    # who asks, who scores
     p.add_argument("--prompts", help="a file of prompts; default: the world's questions")
     p.add_argument("--reward-model", help="default: OUT/reward.pt")
     p.add_argument("--eval-prompts", type=positive, default=1000, help="held-out questions")
-    common_flags(p, init="the policy and its reference; default: OUT/sft.pt",
-                 seed="seed of prompts, samples and data order")
+    common_flags(p, "policy and reference; default: OUT/sft.pt", "seed of all that is drawn")
     args = p.parse_args(argv)
     check_warmup(args)
     return args
-
-def from_world(policy):
-    """-> the world, and the questions that it asks in training."""
-    world = data.world_of(policy)
-    return world, reward_stage.preference_prompts(world, "train", 4000)
-
-def from_file(path):
-    """-> None, for nobody knows what is right, and the prompts of a file."""
-    return None, data.read_prompts(path)
 
 def main(argv=None):
     args = read_args(argv)
     device, out = pick_device(args.device), Path(args.out)
     policy = load_gpt(args.init or out / "sft.pt", "sft.py", device)
     before = copy_of(policy)                               # for the comparison at the end
-    world, prompts = from_file(args.prompts) if args.prompts else from_world(policy)
+    world = None if args.prompts else data.world_of(policy)
+    prompts = (reward_stage.preference_prompts(world, "train", 4000) if world
+               else data.read_prompts(args.prompts))
     prompts = prompts_that_fit(prompts, policy.tokenizer, policy.config.context - args.max_new)
     reward_model = reward_stage.load_reward(args.reward_model or out / "reward.pt", policy)
-    taste = reward_model.taste                             # None: nobody knows whose labels it has
+    taste = reward_model.taste                             # None: unknown, so gold is not logged
 
     def questions_at(step):                                # by seed and step alone: can be resumed
         rng = np.random.default_rng([args.seed, 5, step])

@@ -5,11 +5,12 @@
     python pretrain.py                      the small world; writes out/pretrain.pt
     python pretrain.py --data FILE.txt      your own text; with --init gpt2, GPT-2 goes on reading
 
-Watch: the loss falls towards the "floor", the entropy of the generator, which no model can cross:
-what is left above it is what the model has not learnt yet. Asked a question, the model goes on with
-more questions. It is an autocomplete: it knows where Ann lives (the cloze shows it), but has no
+Watch: the loss falls towards the "floor", the entropy of the generator, below which no model can
+stay: the rest is what the model has not learnt yet. Asked a question, the model goes on with more
+questions. It is an autocomplete: it knows where Ann lives (it completes "Ann lives in"), but has no
 idea that a question is there to be answered. (Sizes: B rows, T tokens, V vocabulary.)"""
 import argparse
+import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -27,7 +28,7 @@ from model import (GPT, GPTConfig, answer, autocast, common_flags, finish_traini
 IGNORE = -1                                    # as a target: nothing to predict here (padding)
 
 def next_token_loss(logits, targets):
-    """Mean cross-entropy in nats a token where targets (B, T) are not IGNORE, logits (B, T, V)
+    """Mean cross-entropy in nats per token where targets (B, T) are not IGNORE, logits (B, T, V)
     -> scalar. If the right tokens had p = .5 .1 .8, it is -(ln .5 + ln .1 + ln .8) / 3 = 1.07."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
 
@@ -40,16 +41,16 @@ def split_rows(rows, tokenizer):
         targets      Ann lives <eot>  Hi <eot>  -    -               -: IGNORE
         segments       1   1     1     2  2     3    0               0: padding
 
-    End-of-text begins a document too, so that its first word is predicted from something. No token
-    sees another segment than its own: attention_mask in model.py."""
+    Each document begins with an end-of-text too: its first word is predicted from something. A
+    token sees only its own segment (attention_mask in model.py)."""
     inputs, targets = rows[:, :-1], rows[:, 1:]            # at each place, the token after it
-    segments = (inputs == tokenizer.eot).cumsum(1)         # one more at each end-of-text
+    segments = (inputs == tokenizer.eot).cumsum(1)         # each end-of-text starts a new one
     segments = segments.masked_fill(inputs == tokenizer.pad, 0)
     return inputs, targets.masked_fill(targets == tokenizer.pad, IGNORE), segments
 
 def train(model, batch_at, args, evaluate, progress=None):
-    """Train in place -> (history, a dict an evaluation; tokens per second). `batch_at(step)` gives
-    what `backward` takes, `evaluate()` the figures of an evaluation, every args.eval_every steps.
+    """Train in place -> (history, a dict per evaluation; tokens per second). `batch_at(step)` gives
+    what `backward` takes; `evaluate()` gives the figures, asked for every args.eval_every steps.
     `progress`: (path, args), where to keep what --resume needs, or None."""
     optimizers = make_optimizers(model, args.lr, args.muon_lr, args.muon_momentum)
     parts = {"model": model} | {f"optimizer{i}": part for i, part in enumerate(optimizers)}
@@ -63,14 +64,15 @@ def train(model, batch_at, args, evaluate, progress=None):
         factor = lr_factor(step, args.steps, args.warmup, args.decay)
         for optimizer, peak in zip(optimizers, (args.lr, args.muon_lr)):
             optimizer.param_groups[0]["lr"] = peak * factor
-        batch = batch_at(step)                             # by (seed, step): no state to resume
+        batch = batch_at(step)                             # depends on seed and step alone
         loss = backward(network, batch, args.grad_accum)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # against a single odd batch
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad()                          # or the next gradient would be added
-        loss = loss.item()                                 # waits for the device: now the clock
-        trained, seconds = trained + batch[0].numel(), seconds + time.perf_counter() - began
+            optimizer.zero_grad()                          # or the next one would be added to it
+        loss = loss.item()     # waits for the GPU, so the clock is read only after it
+        seconds += time.perf_counter() - began
+        trained += batch[0].numel()
         bar.set_postfix_str(f"loss {loss:.3f}, {trained / seconds:.0f} tokens/s", refresh=False)
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             row = dict(step=step + 1, tokens=(step + 1) * batch[0].numel(), train_loss_nats=loss)
@@ -81,16 +83,19 @@ def train(model, batch_at, args, evaluate, progress=None):
 
 def backward(network, batch, grad_accum=1):
     """Leave the gradient of a batch's mean loss in `.grad` -> that loss. `batch`: inputs, targets,
-    segments (or None: a row is one document), each (B, T), the same in all processes. Each cuts its
-    share into `grad_accum` micro-batches: less memory at a time, the same gradient."""
-    parts, total = grad_accum * processes(), 0.0
-    count, device = (batch[1] != IGNORE).sum().item(), next(network.parameters()).device
-    for i in range(rank(), parts, processes()):            # the micro-batches of this process
-        x, y, segments = [None if t is None else t[i::parts].to(device) for t in batch]
-        # normalised by the whole batch's targets: rows are padded differently, and a mean of means
-        # has another gradient, the famous bug of 2024. Times processes(), for DDP takes their mean
+    segments (or None: a row is one document), each (B, T), the same in all processes. Each process
+    takes `grad_accum` micro-batches of it in turn: less memory at a time, the same gradient.
+    A micro-batch weighs as much as it has targets, since padding makes these numbers unequal. Many
+    trainers averaged the micro-batches' means instead, a bug found in 2024: three targets with loss
+    1 and one with loss 5 have the mean 1 * 3/4 + 5 * 1/4 = 2, and not (1 + 5) / 2 = 3."""
+    pieces, device = grad_accum * processes(), next(network.parameters()).device
+    count, total = (batch[1] != IGNORE).sum().item(), 0.0
+    for i in range(rank(), pieces, processes()):           # micro-batch i: rows i, i + pieces, ...
+        x, y, segments = [None if t is None else t[i::pieces].to(device) for t in batch]
+        # times the number of processes, whose gradients DistributedDataParallel averages, not adds
         weight = (y != IGNORE).sum() / count * processes()
-        network.require_backward_grad_sync = i + processes() >= parts      # DDP: at the last only
+        # it does so in the last backward alone; a plain module takes no notice of this attribute
+        network.require_backward_grad_sync = i + processes() >= pieces
         with autocast(device):
             loss = next_token_loss(network(x, segments), y) * weight
         loss.backward()                                    # adds to .grad
@@ -98,36 +103,40 @@ def backward(network, batch, grad_accum=1):
     return mean_over_processes(total)
 
 def lr_factor(step, steps, warmup, decay):
-    """Learning rate as a share of its peak: linear warm-up (Adam's averages know nothing yet),
-    constant, linear decay to 0 over the last `decay` of the run (the noise of the batches averages
-    out). Of 100 steps, warmup 10, decay .5: .1 at step 0, 1 at 9 to 50, .5 at 75, .02 at 99."""
+    """Learning rate as a share of its peak: linear warm-up, while Adam has seen too few gradients;
+    constant; linear decay to 0 over the last `decay` of the run, to average out the batches' noise.
+    With 100 steps, warmup 10, decay .5: .1 at step 0, 1 at 9 to 50, .5 at 75, .02 at 99."""
     return min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, decay * steps))
 
 # --- The optimizers -------------------------------------------------------------------------------
 
 def make_optimizers(model, lr, muon_lr, momentum=0.95):
-    """-> [AdamW, Muon]: Muon for the matrices inside the blocks, AdamW for embeddings (one is the
-    head too), norms and biases; [AdamW] for all if muon_lr is 0."""
+    """-> [Adam, Muon]: Muon for the matrices inside the blocks, Adam for embeddings (the tokens' is
+    the head too), norms and biases; or [Adam] for everything, if muon_lr is 0."""
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2] if muon_lr else []
-    rest = [p for p in model.parameters() if id(p) not in set(map(id, matrices))]
-    fused = rest[0].is_cuda or not matrices or None        # pays on a GPU, or with all the weights
-    # weight_decay=0.0, so it is Adam: decay is against learning by heart, and no text comes twice
-    adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
-    return [adamw, Muon(matrices, muon_lr, momentum)] if matrices else [adamw]
+    with_muon = {id(p) for p in matrices}                  # `p in matrices` would compare elements
+    rest = [p for p in model.parameters() if id(p) not in with_muon]
+    # one call updates all: quicker on a GPU, and on a CPU if there is much to update
+    fused = rest[0].is_cuda or not matrices
+    # not AdamW: weight decay is for texts that come again and again; the world's come only once
+    adam = torch.optim.Adam(rest, lr=lr, betas=(0.9, 0.95), fused=fused)
+    return [adam, Muon(matrices, muon_lr, momentum)] if matrices else [adam]
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, then orthogonalize (Jordan et al. 2024): a matrix moves by the same amount in every
-    direction, also in those whose gradients are small. For W (rows, cols), gradient g:
+    """Momentum, then orthogonalize (Jordan et al. 2024). A few directions dominate the gradient of
+    a matrix; what is rare in the text lies in the others, where a step along the gradient hardly
+    moves. Muon goes equally far in all of them. The square root is for tall matrices, whose many
+    outputs would each change less. For W (rows, cols) with gradient g:
 
         average = momentum * average + (1 - momentum) * g
         ahead   = momentum * average + (1 - momentum) * g                          (Nesterov)
-        W       = W - lr * sqrt(max(1, rows / cols)) * orthogonalize(ahead)"""
+        W       = W - lr * sqrt(max(1, rows / cols)) * orthogonalize(ahead)     (q, k, v: each)"""
     def __init__(self, params, lr, momentum=0.95):
         super().__init__(params, dict(lr=lr, momentum=momentum))
 
     @torch.no_grad()
     def step(self):
-        """One step on all matrices, those of one shape stacked: few big products, not many."""
+        """One step. Matrices of one shape are stacked: few large products beat many small ones."""
         for group in self.param_groups:
             for rows, cols in dict.fromkeys(p.shape for p in group["params"]):
                 params = [p for p in group["params"] if p.shape == (rows, cols)]
@@ -135,27 +144,28 @@ class Muon(torch.optim.Optimizer):
                 average = self.state[params[0]].setdefault("average", torch.zeros_like(g))
                 average.lerp_(g, 1 - group["momentum"])
                 ahead = g.lerp(average, group["momentum"])
-                # q, k and v share a tensor: as one matrix, the largest gradient would take it all
-                rows = cols if rows == 3 * cols else rows
-                update = orthogonalize(ahead.view(-1, rows, cols)) * max(1, rows / cols) ** 0.5
+                # attention keeps q, k and v in one (3C, C): as one matrix, the one of them with the
+                # largest gradient would take nearly the whole step, so (n, 3C, C) -> (3n, C, C)
+                height = cols if rows == 3 * cols else rows
+                update = orthogonalize(ahead.view(-1, height, cols)) * max(1, height / cols) ** 0.5
                 for p, u in zip(params, update.view(g.shape)):
                     p.sub_(u, alpha=group["lr"])
 
 def orthogonalize(G, steps=5):
-    """Matrices (n, rows, cols), each U S V' -> about U V', all singular values near 1. A quintic
-    moves each of them there, s -> 3.4445 s - 4.7750 s^3 + 2.0315 s^5 (a Newton-Schulz iteration,
-    Jordan et al. 2024), and leaves U and V alone: diag(3, 0.1) -> diag(0.70, 1.13)."""
+    """Matrices (n, rows, cols), each U S V' -> about U V': singular values from 0.7 to 1.2, near
+    enough to 1. A quintic, s -> 3.4445 s - 4.7750 s^3 + 2.0315 s^5, moves each value there and
+    leaves U and V alone (a Newton-Schulz iteration): diag(3, 0.1) -> diag(0.70, 1.13)."""
     X = G.mT if G.shape[1] > G.shape[2] else G             # X X' is then the smaller product
-    X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)      # above 1 it diverges; 1e-7: G may be 0
-    for _ in range(steps):                                 # in float32; a GPU would take bfloat16
+    X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)      # far above 1 it diverges; G may be 0
+    for _ in range(steps):                                 # bigger systems do this in bfloat16
         A = X @ X.mT
         X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
     return X.mT if G.shape[1] > G.shape[2] else X
 
 @torch.no_grad()
 def token_losses(model, batch):
-    """A batch as for `backward`, of any size -> at each of its targets in turn, IGNORE left out,
-    the loss in nats and whether the likeliest token is right, both (number of targets,)."""
+    """A batch as for `backward`, of any size -> for each of its targets in turn, IGNORE left out,
+    the loss in nats, and whether the likeliest token is right: both (number of targets,)."""
     losses, hits, rows = [], [], max(1, 3072 // batch[0].shape[1])         # 3072 tokens at a time
     for i in range(0, len(batch[0]), rows):
         x, y, segments = [None if t is None else t[i:i + rows].to(model.device) for t in batch]
@@ -167,16 +177,18 @@ def token_losses(model, batch):
 def evaluate_world(model, world, valid, forced, floor):
     """The figures of out/pretrain.json: what the model knows, and what it does with a question."""
     losses, hits = token_losses(model, valid)
-    starts, values = [], []                                # all facts: "Ann lives in" -> "Oslo"
+    starts, values = [], []                                # all facts, in all wordings
     for person, facts in world.facts.items():
         for attribute, value in facts.items():
-            for saying in data.FACTS[attribute]["sayings"]:
-                start = data.unmark(saying).split(" {value}")[0].format(name=person, person=person)
-                starts.append(data.bare_prompt(model.tokenizer, start))
+            for saying in data.FACTS[attribute]["sayings"]:        # "[{name}] [lives in] {value}."
+                begin = data.unmark(saying).split(" {value}")[0]   # "{name} lives in"
+                begin = begin.format(name=person, person=person)   # "Ann lives in"
+                starts.append(data.bare_prompt(model.tokenizer, begin))
                 values.append(model.tokenizer.encode(f" {value}"))
     replies = generate(model, starts, max(map(len, values)), temperature=0)
     known = [reply[:len(value)] == value for reply, value in zip(replies, values)]
-    acts = data.act_prompts(world, "test", 100, harmful=True)      # 200 bare questions: what then?
+    # 200 questions as plain text: does the model answer, or does it go on asking?
+    acts = data.act_prompts(world, "test", 100, harmful=True)
     asked = data.fact_questions(world, "test")[:100] + [act.question() for act in acts]
     replies = answer(model, asked, 24, seed=(world.seed,), bare=True)      # 24: a sentence and more
     firsts = ["".join(data.sentences_of(reply)[:1]) for reply in replies]
@@ -189,62 +201,66 @@ def from_world(args, tokenizer):
     """Documents of the world -> a tokenizer, trained on them if it is None; batch_at(step);
     evaluate(model) for the history; report(model, its last row) for the end; {kind: documents}."""
     world, written, letters = data.World(args.world_seed), [], 0
-    # a token is about 4.6 letters: with 5.2 for each, no document is read twice
+    # a token is about 4 letters; 5.2 is on the safe side, so that no document is read twice
     while letters < args.steps * args.batch_size * args.context * 5.2:
         written.append(data.write_document(world, "train", len(written), without=args.without))
         letters += len(written[-1][1])
     texts, kinds = [text for _, text, _ in written], Counter(kind for kind, _, _ in written)
-    plain = [" " + data.unmark(text) for text in texts[:20000]]    # every word, many times
+    plain = [" " + data.unmark(text) for text in texts[:20000]]    # every word is in there, often
     tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, plain, args.vocab_size)
     documents = [data.encode_document(tokenizer, text)[0] for text in texts]
     rows = data.pack(documents, args.context, tokenizer.eot, tokenizer.pad)
-    n = 2000                                               # shows 0.01 nats above their own floor
-    valid, forced, floor = validation_set(world, tokenizer, n, args.context, args.without)
-    quick = [part[:len(valid[0]) // 4] for part in valid]  # beside the floor of all: not yet exact
+    # 2000 documents: a gap of 0.01 nats to their floor is no accident; the history needs fewer
+    valid, forced, floor = validation_set(world, tokenizer, 2000, args.context, args.without)
+    quick = [part[:len(valid[0]) // 4] for part in valid]
 
     def batch_at(step):
         return split_rows(data.row_batch(rows, args.batch_size, args.seed, step), tokenizer)
 
-    return (tokenizer, batch_at,
-            lambda model: {"val_loss_nats": token_losses(model, quick)[0].mean().item(),
-                           "floor_nats": floor},
+    def evaluate(model):
+        return {"val_loss_nats": token_losses(model, quick)[0].mean().item(), "floor_nats": floor}
+
+    return (tokenizer, batch_at, evaluate,
             lambda model, last: evaluate_world(model, world, valid, forced, floor), dict(kinds))
 
 def validation_set(world, tokenizer, n, context, without=()):
-    """n fresh documents -> a batch as for `backward`; whether each target in it was forced, that is
-    the generator had no choice, as token_losses lists them; the floor: -log p in nats a token."""
+    """n fresh documents -> a batch as for `backward`; forced (number of targets,), in the order of
+    token_losses; the floor, -log p in nats per token. A target is forced if the generator had no
+    choice there, like "Oslo" after "Ann lives in": a model of the world gets them all right."""
     written = [data.write_document(world, "validation", i, without=without) for i in range(n)]
     documents, forced = zip(*[data.encode_document(tokenizer, text) for _, text, _ in written])
     rows = data.pack(documents, context, tokenizer.eot, tokenizer.pad)
-    flags = data.pack(forced, context, -1, -1)             # lists of the same lengths pack alike
+    # packing looks at lengths alone, so each flag lands where its token does; -1, in place of a
+    # row's first end-of-text and of padding, marks what is no target
+    flags = data.pack(forced, context, -1, -1)
     floor = -sum(logp for _, _, logp in written) / sum(map(len, documents))
     valid = split_rows(torch.from_numpy(rows), tokenizer)
     return valid, torch.from_numpy(flags[flags >= 0] == 1), floor
 
 def from_file(args, tokenizer):
-    """The same of a text of your own: random windows; the last tenth of the text is held out."""
+    """The same for a text of your own: random windows of it, the last tenth being held out."""
     sample = [data.text_sample(args.data)]
     tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, sample, args.vocab_size)
-    from_rank_0(lambda: len(data.tokenize_file(args.data, tokenizer, args.out)))   # others read it
-    ids = data.tokenize_file(args.data, tokenizer, args.out)
+    from_rank_0(lambda: len(data.tokenize_file(args.data, tokenizer, args.out)))   # others wait
+    ids = data.tokenize_file(args.data, tokenizer, args.out)       # and read what rank 0 wrote
     learn, held_out = np.split(ids, [len(ids) * 9 // 10])
     if len(held_out) <= args.context:
         raise SystemExit(f"{args.data} is too short: give more text, or a --context below the "
                          f"{len(held_out)} tokens of its last tenth")
     starts = range(0, len(held_out) - args.context, args.context)
-    starts = starts[::-(-len(starts) // 500)]              # at most 500: -(-a // b) rounds up
+    starts = starts[::math.ceil(len(starts) / 500)]        # at most 500, spread over all of it
     windows = np.stack([held_out[i:i + args.context + 1] for i in starts]).astype(np.int64)
     valid = torch.from_numpy(windows[:, :-1]), torch.from_numpy(windows[:, 1:]), None
-    bytes_a_token = float(tokenizer.bytes_per_token()[windows[:, 1:]].mean())
+    bytes_per_token = float(tokenizer.bytes_per_token()[windows[:, 1:]].mean())
     print(f"{len(learn)} tokens to train on, {valid[0].numel()} for validation")
 
     def batch_at(step):
         batch = data.window_batch(learn, args.context, args.batch_size, args.seed, step)
         return batch[:, :-1], batch[:, 1:], None
 
-    def evaluate(model):                                   # nats a byte compare across tokenizers
+    def evaluate(model):                                   # per byte: whatever the tokenizer
         nats = token_losses(model, valid)[0].mean().item()
-        return {"val_loss_nats_per_token": nats, "val_loss_nats_per_byte": nats / bytes_a_token}
+        return {"val_loss_nats_per_token": nats, "val_loss_nats_per_byte": nats / bytes_per_token}
 
     return tokenizer, batch_at, evaluate, lambda model, last: last, None
 
@@ -260,16 +276,16 @@ def read_args(argv=None):
     add("--vocab-size", type=int, default=1280, help="size of our own BPE vocabulary")
     # the network
     add("--layers", type=positive, default=4, help="transformer blocks")
-    add("--heads", type=positive, default=4, help="attention heads a block")
+    add("--heads", type=positive, default=4, help="attention heads per block")
     add("--channels", type=positive, default=128, help="width of the residual stream")
     add("--context", type=positive, default=192, help="longest sequence, in tokens")
     # how to train
     add("--steps", type=positive, default=3000, help="optimizer steps")
-    add("--batch-size", type=positive, default=8, help="rows a step, on all GPUs together")
+    add("--batch-size", type=positive, default=8, help="rows per step, on all GPUs together")
     add("--grad-accum", type=positive, default=1, help="micro-batches a GPU cuts its rows into")
     add("--compile", action="store_true", help="torch.compile: a wait, then faster steps on a GPU")
-    add("--lr", type=float, help="peak of AdamW's rate; default: 3e-3, from GPT-2's weights 3e-5")
-    add("--muon-lr", type=float, help="the same of Muon, 0: only AdamW; default: 0.005, GPT-2: 0")
+    add("--lr", type=float, help="peak of Adam's rate; default: 3e-3, from GPT-2's weights 3e-5")
+    add("--muon-lr", type=float, help="the same for Muon, 0: only Adam; default: 0.005, GPT-2: 0")
     add("--muon-momentum", type=float, default=0.95, help="less suits a run of some hundred steps")
     add("--warmup", type=int, default=50, help="steps of linear warm-up")
     add("--decay", type=float, default=0.7, help="share of the run over which the rate falls to 0")
@@ -284,9 +300,9 @@ def main(argv=None):
     if args.batch_size % (args.grad_accum * processes()):
         raise SystemExit(f"--batch-size {args.batch_size} cannot be cut into equal micro-batches: "
                          "choose a multiple of --grad-accum times processes")
-    torch.manual_seed(args.seed)                           # weights only: batches have their own
+    torch.manual_seed(args.seed)                           # for the weights; batches have their own
     model = load_gpt(args.init, device=device) if args.init else None
-    gentle = model and model.tokenizer.vocab == "gpt2"     # GPT-2 soon forgets: nanoGPT's low rate
+    gentle = model and model.tokenizer.vocab == "gpt2"     # forgets soon: nanoGPT's low rate
     args.lr = (3e-5 if gentle else 3e-3) if args.lr is None else args.lr
     args.muon_lr = (0 if gentle else 0.005) if args.muon_lr is None else args.muon_lr
     args.context = min(args.context, model.config.context) if model else args.context
@@ -294,7 +310,7 @@ def main(argv=None):
     tokenizer, batch_at, evaluate, report, kinds = source(args, model and model.tokenizer)
     sizes = tokenizer.n_vocab, args.context, args.layers, args.heads, args.channels
     model = model or GPT(GPTConfig(*sizes), tokenizer).to(device)
-    model.world_seed = None if args.data else args.world_seed      # later stages ask about it
+    model.world_seed = None if args.data else args.world_seed      # the later stages' world
     size = sum(p.numel() for p in model.parameters())
     print(f"{device}, {size / 1e6:.2f}M parameters, {args.steps} steps of {args.batch_size} rows")
     prompts = ["The", "In"] if args.data else ["Where does Ann live?", "Ann lives in"]

@@ -7,22 +7,20 @@
                 a preference model learns the labels, and PPO learns from it
 
 It is RLHF with the H, human, replaced by an AI (Bai et al. 2022b): sft.train, reward.train and
-ppo.train are called as they are; new is where their data comes from. Who does what:
+ppo.train are reused unchanged; only the data is new. Who does what:
 
     helpful model (ppo.pt)     answers harmful requests, and helps: the harm to be mended
-    base model (pretrain.pt)   critic, reviser and judge; SL-CAI starts as a copy of it
+    base model (pretrain.pt)   critic, reviser and judge (in the paper the helpful model, but ours
+                               has lost these skills in fine-tuning); SL-CAI starts as its copy
     people (simulated)         label helpfulness, as in reward.py, and never harm
-    gold judges of harm        look on when all training is over
-
-In the paper, critic and judge is the helpful model itself. Here it is the base model: it has learnt
-both from pre-training documents on other requests, and fine-tuning erases a skill it does not use.
+    gold judges of harm        are used only after training
 
     python rlaif.py            reads these, sft.pt and preferences.jsonl in out/; writes slcai.pt,
                                rlaif_pm.pt, rlaif.pt; a record in rlaif_traces / _labels.jsonl
     python rlaif.py --show     one request from its first answer to its label; no training
 
-Watch: each round about halves the harm, for a principle covers half of its kinds. The final model
-refuses, says whom the deed would hurt and how, and still answers harmless questions."""
+Watch: each round about halves the harm: one principle names half of its seven kinds. The final
+model refuses, says whom the deed would hurt and how, and still answers harmless questions."""
 import argparse
 import itertools
 import json
@@ -40,7 +38,8 @@ import sft
 from model import (ScalarModel, answer, common_flags, copy_of, generate, load, load_gpt,
                    pick_device, positive, resume, save_model, save_progress)
 
-# Each kind of harm stands in half of them: the one that a round draws may not cover the fault.
+# The two principles of a row share out the seven kinds of harm, three and four. So a random one
+# names the kind at hand half the time, and mends nothing otherwise: one round is not enough.
 CONSTITUTION = """
 Do not steal, break or hurt.                 Never scare, lie, mock or poison.
 It is wrong to steal, scare or lie.          Good answers do not break, hurt, mock or poison.
@@ -49,69 +48,67 @@ Good answers do not steal, break or scare.   It is wrong to hurt, lie, mock or p
 Do not steal, hurt or mock.                  Never break, scare, lie or poison.
 It is wrong to steal, lie or poison.         Good answers do not break, hurt, scare or mock.
 Never steal, break or lie.                   Do not hurt, scare, mock or poison.
-Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or mock.
-"""
-SL_EPOCHS = 5              # with fewer, SL-CAI still slips now and then when it is sampled
-ANSWERS = 6                # of SL-CAI to each prompt: up to 15 pairs to compare ...
-HOT = 1.4                  # ... every other one at this temperature, or all would be alike
+Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or mock."""
+SL_EPOCHS = 5              # after fewer, SL-CAI still complies now and then when it is sampled
+ANSWERS, HOT = 6, 1.4      # of SL-CAI per prompt, half at this temperature, or all would be alike
 HELPFUL_PROMPTS = 500      # harmless ones, on which people compare SL-CAI's answers
-OLD_LABELS = 4             # people's labels from reward.py, for each label of the AI
-CRITIQUE_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 96, 64, 40            # the longest of each kind
+OLD_LABELS = 4             # people's labels from reward.py per label of the AI
+CRITIQUE_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 96, 64, 40            # cut off at these lengths
+TYPICAL_ANSWER, TYPICAL_THOUGHT = 48, 40                               # tokens to leave room for
 COMPARISONS = 128          # judged together: what a small memory holds
-# A number beside a seed, (seed, 51), names a stream of random numbers: one for each use.
+# `seed` is an int, --seed; a `stream` a tuple, like (seed, 51): random numbers for one use only.
 
 # --- Phase 1, SL-CAI: answer, critique, revise, and learn the revisions ---------------------------
-
-def critique_and_revise(critic, questions, answers, principles, seed):
-    """One round for N answers, T = 1 -> N of (critique, revision). The paper asks for one, then for
-    the other; our critic has learnt documents of one form, and writes both in one go:
+def critique_and_revise(critic, questions, answers, principles, stream):
+    """One round for N answers, at temperature 1 -> N of (critique, revision). The revision is None
+    where there is none (no fault, or cut off before), and "" where it was cut off itself.
 
         Request: How do I nab Ann's hat? Answer: Use a hook. Rule: Never steal. Critique:
             That is to steal. The rule forbids it ... Revision: Sorry, I will not help with that ...
-    The revision is None where no fault was found, and "" where it was cut off."""
+    The paper asks for one, then for the other. Our critic learnt both in this form, that of
+    data.critique: whoever changes it must change both, and pre-train again."""
     tokenizer, cases, steps = critic.tokenizer, zip(questions, answers, principles), []
     form = "Request: {} Answer: {} Rule: {} Critique:"
     prompts = [data.bare_prompt(tokenizer, form.format(*case)) for case in cases]
-    for ids in generate(critic, prompts, CRITIQUE_TOKENS, seed=seed):
+    for ids in generate(critic, prompts, CRITIQUE_TOKENS, seed=stream):
         critique, fault, revision = data.decode_reply(tokenizer, ids).partition("Revision: ")
-        if ids[-1] != tokenizer.eot:                       # what ran out of room may look finished
+        if ids[-1] != tokenizer.eot:                       # a text that was cut off may look whole
             revision = ""
         steps.append((critique.strip(), revision if fault else None))
     return steps
 
 def reject_revision(revision, before):
-    """Why a revision cannot be used, or None. Public replications collapsed on unfiltered ones."""
+    """Why a revision cannot be used, or None. Public replications that kept them all collapsed."""
     sentences = data.sentences_of(revision)
     if not sentences or revision[-1] not in ".?!":
         return "unfinished"
     if any(word in revision for word in ("Request:", "Answer:", "Rule:", "Critique:", "Revision:")):
-        return "role words inside"                         # it went on with another document
+        return "role words inside"                         # the critic began another document
     if len(set(sentences)) < len(sentences):
         return "repeats itself"
-    return "unchanged" if revision == before else None     # though the critic has found a fault
+    return "unchanged" if revision == before else None     # although the critic found a fault
 
 def revise_rounds(helpful, critic, questions, rules, rounds, seed, revise=critique_and_revise):
     """Section 3.1 of the paper -> for each question a trace {"question", "answers": [rounds + 1],
     "steps": [{"principle", "critique", "revision", "dropped": why, or None}]}."""
-    firsts = answer(helpful, questions, seed=(seed, 51))   # at T = 1, as in the paper
+    firsts = answer(helpful, questions, seed=(seed, 51))   # at temperature 1, as in the paper
     traces = [{"question": q, "answers": [a], "steps": []} for q, a in zip(questions, firsts)]
     for k in range(rounds):
         rng = random.Random(f"principles {seed} {k}")
-        principles = [rng.choice(rules) for _ in questions]  # a draw for each request and round
+        principles = [rng.choice(rules) for _ in questions]  # one per request and round
         latest = [trace["answers"][-1] for trace in traces]    # a fresh start: no old critiques
         steps = revise(critic, questions, latest, principles, (seed, 52, k))
-        for trace, before, principle, step in zip(traces, latest, principles, steps):
-            critique, revision = step
+        for trace, before, rule, (critique, revision) in zip(traces, latest, principles, steps):
             dropped = None if revision is None else reject_revision(revision, before)
-            trace["steps"].append({"principle": principle, "critique": critique,
+            trace["steps"].append({"principle": rule, "critique": critique,
                                    "revision": revision, "dropped": dropped})
             trace["answers"].append(before if revision is None or dropped else revision)
     return traces
 
 def to_learn(traces, which="revisions"):
     """What SL-CAI learns -> [(question, answer)]: the "revisions" of all rounds, as in the paper;
-    "last" answers, for a constitution that means to allow something; or "all" but the first."""
-    pairs = []                                             # what none changed complies: not learnt
+    "last" answers, for a constitution that allows some of the requests; or "all" but the first."""
+    pairs = []             # an answer that no round revised still complies: not among "revisions"
     for trace in traces:
         made = [s["revision"] for s in trace["steps"] if s["revision"] and not s["dropped"]]
         texts = {"revisions": made, "last": trace["answers"][-1:], "all": trace["answers"][1:]}
@@ -119,8 +116,8 @@ def to_learn(traces, which="revisions"):
     return pairs
 
 def mostly_facts(world, n):
-    """n harmless prompts, three in four about facts: these keep knowledge in use, while how-to
-    answers teach that how-to requests get answered, unfamiliar harmful ones included."""
+    """n harmless prompts, three in four about facts. These keep knowledge in use; every how-to
+    answer also teaches that how-to requests get answered, even unfamiliar harmful ones."""
     mixed = reward.preference_prompts(world, "train", 2 * n)
     how_to, facts = mixed[::2], mixed[1::2]                # they take turns
     return [facts[i] if i % 4 else how_to[i] for i in range(n)]
@@ -129,94 +126,99 @@ def train_slcai(base, helpful, revisions, harmless, lr, seed):
     """Fine-tune a copy of the base model on (question, revision) pairs and on the helpful model's
     answers to harmless questions, without which it would refuse those too -> GPT."""
     helped = list(zip(harmless, answer(helpful, harmless, seed=(seed, 53))))
-    slcai = copy_of(base)                                  # the helpful model would have to unlearn
+    slcai = copy_of(base)           # not of the helpful model, which would have to unlearn its ways
     sft.train(slcai, revisions + helped, SL_EPOCHS, 32, lr, seed)
     return slcai
 
 # --- Phase 2, RL-CAI: an AI compares answers, a preference model learns, PPO does the rest --------
-# As in reward.py: `answered` is [(question, [answers])], and a group (question, [answers], [(i, j,
-# target)]), where target is the probability that answer i is better than answer j.
-
+# As in reward.py: `answered` is [(question, [answers])]; a group adds to it [(i, j, P(i beats j))].
 @torch.no_grad()
-def prefer_first(judge, questions, firsts, seconds, principles, seed):
-    """P(the judge takes the first answer, which is its option A), after a thought in words -> (N,).
+def prefer_first(judge, questions, firsts, seconds, principles, stream):
+    """The judge's P(A), where A is the first answer and B the second, after a thought -> (N,).
 
         Request: ... Rule: ... Answer (A): ... Answer (B): ... Thought:
             ... The better answer is (          <- sampled up to here; then P(A) and P(B) are read
-    Of the vocabulary A and B alone count: .30 and .10 give .75. Where no verdict came, 0.5."""
+    Only these count: .30 and .10 give .75. A thought that was cut off gives 0.5. The form is that
+    of data.comparison: whoever changes it must change both, and pre-train again."""
     tokenizer, cases = judge.tokenizer, zip(questions, principles, firsts, seconds)
     form = "Request: {} Rule: {} Answer (A): {} Answer (B): {} Thought:"
     prompts = [data.bare_prompt(tokenizer, form.format(*case)) for case in cases]
+    # documents end "is (A).": " (" is one token, then comes "A" without a space: the last of "(A"
     bracket, A, B = (tokenizer.encode(text)[-1] for text in (" (", "(A", "(B"))
-    thoughts = generate(judge, prompts, THOUGHT_TOKENS, seed=seed, stop=[bracket])
+    thoughts = generate(judge, prompts, THOUGHT_TOKENS, seed=stream, stop=[bracket])  # ( included
     rows, p_first = [prompt + thought for prompt, thought in zip(prompts, thoughts)], []
     for i in range(0, len(rows), COMPARISONS):             # padded left: the bracket is last in all
         tokens = data.pad_rows(rows[i:i + COMPARISONS], tokenizer.pad, left=True).to(judge.device)
-        hidden = judge.hidden(tokens, (tokens != tokenizer.pad).long())[:, -1]     # (batch, C)
-        p_first.append(judge.head(hidden)[:, [A, B]].softmax(-1)[:, 0].cpu())      # (batch,)
-    verdict = torch.tensor([thought[-1] == bracket for thought in thoughts])  # or cut off
+        hidden = judge.hidden(tokens, (tokens != tokenizer.pad).long())[:, -1]  # (batch, channels)
+        p_first.append(judge.head(hidden)[:, [A, B]].softmax(-1)[:, 0].cpu())   # (batch,)
+    verdict = torch.tensor([thought[-1] == bracket for thought in thoughts])    # False: cut off
     return torch.where(verdict, torch.cat(p_first), 0.5)
 
-def both_orders(judge, questions, firsts, seconds, principles, seed):
-    """-> P(the first answer is better), P(A) where it is A, P(A) where it is B, each (N,). Small
-    judges prefer a position: .9 and .5 make (.9 + 1 - .5) / 2 = .7, and .9 and .9 make .5."""
-    forward = prefer_first(judge, questions, firsts, seconds, principles, (*seed, 61))
-    backward = prefer_first(judge, questions, seconds, firsts, principles, (*seed, 62))
+def both_orders(judge, questions, firsts, seconds, principles, stream):
+    """-> P(the first answer is better); forward, P(A) with the first as A; backward, P(A) with the
+    second as A; (N,) each. Small judges prefer a position: forward .9 and backward .5 make
+    (.9 + 1 - .5) / 2 = .7, but .9 and .9, from a judge who always says A, make .5."""
+    forward = prefer_first(judge, questions, firsts, seconds, principles, (*stream, 61))
+    backward = prefer_first(judge, questions, seconds, firsts, principles, (*stream, 62))
     return (forward + 1 - backward) / 2, forward, backward
 
 def ai_labels(judge, answered, constitution, seed, hard=False, clamp=0.5):
-    """Compare every two answers by a principle drawn for them -> groups; a record, one dict a pair.
-    Soft labels, within 0.5 +- clamp (the paper: 0.1, for after a thought the verdict is too sure of
-    itself), or `hard` ones: 1, 0, and 0.5 where the AI is undecided."""
-    rng, asked, groups = random.Random(f"labels {seed}"), [], []
+    """Compare every two answers to a question by a principle drawn for them -> groups; a record of
+    one dict per pair, where a_first, b_first are P(a is better) with a, or with b, as option A.
+    Soft labels within 0.5 +- clamp (0.5: no clamp; the paper: 0.1, because after a thought the
+    verdict is too sure of itself), or `hard` ones: 1, 0, and 0.5 where the judge is undecided."""
+    rng, asked = random.Random(f"labels {seed}"), []
     for question, answers in answered:
-        for first, second in itertools.combinations(answers, 2):
-            asked.append((question, first, second, rng.choice(constitution)))
+        for a, b in itertools.combinations(answers, 2):
+            asked.append((question, a, b, rng.choice(constitution)))
     labels, forward, backward = both_orders(judge, *zip(*asked), (seed,))
-    labels = ((labels - 0.5).sign() + 1) / 2 if hard else labels.clamp(0.5 - clamp, 0.5 + clamp)
+    hard_labels = torch.where((labels - 0.5).abs() < 1e-6, 0.5, (labels > 0.5).float())  # rounding
+    labels = hard_labels if hard else labels.clamp(0.5 - clamp, 0.5 + clamp)
     names = ("prompt", "a", "b", "principle", "label", "a_first", "b_first")
     numbers = torch.stack([labels, forward, 1 - backward], 1).double().round(decimals=4).tolist()
     record = [dict(zip(names, [*case, *row])) for case, row in zip(asked, numbers)]
-    label = iter(labels.tolist())                          # in the order of the pairs above
+    targets, groups = iter(labels.tolist()), []            # one after the other, as in `asked`
     for question, answers in answered:
         pairs = itertools.combinations(range(len(answers)), 2)
-        groups.append((question, answers, [(i, j, next(label)) for i, j in pairs]))
+        groups.append((question, answers, [(i, j, next(targets)) for i, j in pairs]))
     return groups, record
 
 def answers_to_compare(start, helpful, prompts, seed):
     """SL-CAI's answers to each prompt, and one of the helpful model -> `answered`. SL-CAI's own may
-    all be one refusal: then compliance never loses to it, while needless refusals do lose (below),
-    and PPO unlearns refusing. (The paper's SL-CAI still slips by itself.)"""
+    all be one refusal. Then compliance would never lose to it, while needless refusals do lose (see
+    with_forced_refusal), and PPO would unlearn refusing. (The paper's still slips by itself.)"""
     answered = reward.sample_answers(start, prompts, ANSWERS, (seed, 54), HOT, fewest=1)
     for (_, answers), other in zip(answered, answer(helpful, prompts, seed=(seed, 59))):
-        answers += [other] * (other not in answers)        # unless it is among them
+        if other not in answers:                           # a pair, even beside one refusal alone
+            answers.append(other)
     answered = [(question, answers) for question, answers in answered if len(answers) > 1]
     if not answered:
         raise SystemExit("the models give one answer only to every prompt: raise --label-prompts")
     return answered
 
-def with_forced_refusal(model, answered, seed):
+def with_forced_refusal(model, answered, stream):
     """Add an answer that was made to open with a refusal, so that people can vote needless refusals
     down. Not in the paper; without it a refusal seldom loses, and the policy refuses everything."""
     opening = model.tokenizer.encode(" " + data.REFUSAL)
     prompts = [data.chat_prompt(model.tokenizer, question) + opening for question, _ in answered]
-    endings = generate(model, prompts, REASON_TOKENS, seed=seed)       # with a reason, mostly
+    endings = generate(model, prompts, REASON_TOKENS, seed=stream)     # mostly a reason
     for (_, answers), ending in zip(answered, endings):
         refusal = data.decode_reply(model.tokenizer, opening + ending)
-        answers += [refusal] * (refusal not in answers)    # likewise
+        if refusal not in answers:                         # most likely where SL-CAI refused
+            answers.append(refusal)
     return answered
 
 def train_preference_model(start, harm, old, world, prompts, lr, seed):
-    """The reward model of reward.py from SL-CAI's weights -> (it, counts of pairs). Three sorts of
-    groups: `harm` by the AI; SL-CAI's answers to harmless prompts by people, if there is a world;
-    `old` ones of reward.py, which know wrong facts and verbs that SL-CAI seldom says."""
+    """The reward model of reward.py, from SL-CAI's weights -> (model, counts of pairs). Its groups:
+    `harm`, labelled by the AI; SL-CAI's answers to harmless prompts, labelled by people if there is
+    a world (one vote, polite taste, even if reward.py ran otherwise); `old`, those of reward.py."""
     helpful = []
     if world:
         questions = reward.preference_prompts(world, "train", HELPFUL_PROMPTS)
         answered = reward.sample_answers(start, questions, ANSWERS, (seed, 55), fewest=1)
         helpful = reward.annotate(world, with_forced_refusal(start, answered, (seed, 56)), seed + 1)
     pairs = lambda groups: sum(len(labels) for _, _, labels in groups)
-    old = reward.take_pairs(old, OLD_LABELS * pairs(harm))
+    old = reward.take_pairs(old, OLD_LABELS * pairs(harm))     # with faults rare in SL-CAI
     counts = {"ai_labels": pairs(harm), "human_help_labels": pairs(helpful),
               "human_help_labels_rlhf": pairs(old)}
     groups = harm + helpful + old
@@ -224,7 +226,8 @@ def train_preference_model(start, harm, old, world, prompts, lr, seed):
     torch.manual_seed(seed)                                # the new head depends on the seed alone
     model = ScalarModel(copy_of(start)).to(start.device)
     reward.train(model, groups, epochs=1, batch_size=16, lr=lr, seed=seed)
-    # std 1, log-odds: no label compares answers across prompts, so that their spread means nothing
+    # std=1.0: centre the scores, do not rescale them. Labels compare answers to one prompt only, so
+    # the gap between harmful and harmless prompts is arbitrary; it would dominate reward.py's std
     conversations = list(zip(prompts, answer(start, prompts, seed=(seed, 57))))
     model.scale = reward.normalise(model, conversations, std=1.0)
     return model, counts
@@ -232,7 +235,7 @@ def train_preference_model(start, harm, old, world, prompts, lr, seed):
 def reinforce(start, pm, red_team, harmless, args):
     """PPO from SL-CAI, on harmless and red-team prompts by turns -> (policy, history)."""
     def questions_at(step):
-        rng = random.Random(f"prompts {args.seed} {step}")  # the paper's red-team share: half
+        rng = random.Random(f"prompts {args.seed} {step}")  # half of each, as in the paper
         return [rng.choice(red_team if i % 2 else harmless) for i in range(args.batch_size)]
     policy, value = copy_of(start), ppo.value_from(pm)     # they share nothing, as in ppo.py
     return policy, ppo.train(policy, value, questions_at, ppo.score_by_model(pm), args)
@@ -240,7 +243,7 @@ def reinforce(start, pm, red_team, harmless, args):
 def main(argv=None):
     args = read_args(argv)
     device, out, inputs = pick_device(args.device), Path(args.out), Path(args.inputs or args.out)
-    data.GOLD_HARM_CALLS.clear()                           # they are counted from here on
+    data.GOLD_HARM_CALLS.clear()                           # there must be no call before evaluation
     base, sft_model, helpful = load_models(inputs, args.init, device)
     world = None if args.prompts else data.world_of(base)  # None: nobody knows what is right
     rules = open_constitution(args.constitution, world)
@@ -252,42 +255,41 @@ def main(argv=None):
         traces = revise_rounds(helpful, base, red_team[:1], rules, args.rounds, args.seed)
         return show_trace(traces, base, rules, args.seed)
     old = read_labels(args.preferences, inputs, base)
+    # four steps follow: each keeps its work in a file, and --resume skips those already `done`
     progress = (out / "rlaif.progress", args)
-    done, traces = resume(progress)                        # steps; their models are in files
-
-    if done < 1:       # what critiques make of harmful answers
+    done, traces = resume(progress)
+    if done < 1:       # 1. critique and revise harmful answers
         traces = revise_rounds(helpful, base, red_team, rules, args.rounds, args.seed)
         write_lines(out / "rlaif_traces.jsonl", traces)    # read some before you trust them
         save_progress(progress, 1, traces)
     show_trace(traces, base, rules, args.seed)
-    if done < 2:       # SL-CAI: the base model learns it
+    if done < 2:       # 2. SL-CAI: the base model learns the revisions
         revisions = to_learn(traces, args.learn)
         slcai = train_slcai(base, helpful, revisions, harmless, args.sl_lr, args.seed)
         save_model(out / "slcai.pt", slcai)
         save_progress(progress, 2, traces)
     slcai = load_gpt(out / "slcai.pt", device=device)
-
-    if done < 3:       # AI labels of harm and human labels of helpfulness: one preference model
-        compared = [*itertools.chain(*zip(itertools.cycle(red_team), benign))]     # by turns
-        answered = answers_to_compare(slcai, helpful, compared, args.seed)  # by SL-CAI, mostly
+    if done < 3:       # 3. AI labels of harm, human labels of helpfulness: one preference model
+        compared = []                                      # as many red-team prompts as benign ones
+        for i, question in enumerate(benign):
+            compared += [red_team[i % len(red_team)], question]
+        answered = answers_to_compare(slcai, helpful, compared, args.seed)
         harm, record = ai_labels(base, answered, rules, args.seed, args.hard, args.clamp)
         write_lines(out / "rlaif_labels.jsonl", record)    # so that the judge can be judged
-        both = red_team[:250] + harmless[:250]             # whose answers get the mean score 0
+        both = red_team[:250] + harmless[:250]             # SL-CAI's answers to them will average 0
         pm, counts = train_preference_model(slcai, harm, old, world, both, args.pm_lr, args.seed)
         save_model(out / "rlaif_pm.pt", pm, scale=pm.scale, counts=counts)
         save_progress(progress, 3, traces)
     pm = reward.load_reward(out / "rlaif_pm.pt", slcai)
-
-    if done < 4:       # RL-CAI: PPO, as in ppo.py
+    if done < 4:       # 4. RL-CAI: PPO, as in ppo.py
         policy, history = reinforce(slcai, pm, red_team, harmless, args)
         data.write_results(out, "rlaif", history)
         save_model(out / "rlaif.pt", policy)
         save_progress(progress, 4, traces)
     policy = load_gpt(out / "rlaif.pt", device=device)
-    # All training is over: from here on the gold judges speak
     models = {"sft": sft_model, "rlhf": helpful, "slcai": slcai, "rlcai": policy}
-    figures = load(out / "rlaif_pm.pt")["counts"]          # who labelled how many pairs
-    if world:
+    figures = load(out / "rlaif_pm.pt")["counts"]          # pairs labelled by the AI, by people
+    if world:          # training is over: only now are the gold judges of harm used
         figures |= count_and_judge(traces, load(inputs / "pretrain.pt").get("documents") or {})
         figures |= measure_critic(base, base, world, args.eval_prompts, args.seed)
         cells = ("g3", "g2g3") if args.constitution == "unseen" else ("g1", "g2")
@@ -297,49 +299,47 @@ def main(argv=None):
         print("", *asked, *[f"  {k:6} {answer(models[k], asked)[0]}" for k in models], sep="\n")
     print(f"\nwrote {out / 'rlaif.pt'}; next: python model.py {out / 'rlaif.pt'}")
 
-# --- Evaluation, by the gold judges; those of harm are called by nothing above --------------------
-# A cell is a set of held-out requests. g1: no document has the verb with this person and thing; g2:
-# no critique or comparison has the verb. g3 and g2g3: the same under rules that no document shows.
-
+# --- Evaluation by the gold judges; nothing above calls those of harm -----------------------------
+# Held-out requests come in cells. g1: no critique, comparison or drill has the verb with this
+# person and thing; g2: none has the verb. With --constitution unseen they are called g3 and g2g3.
 def final_table(models, world, cells, n, seed):
     """Models {name: GPT} on n requests of each cell and n harmless questions -> figures, shares of
     harm           harmful requests that get no clean refusal (babble is harm); also by kind
     over_refusal   their benign twins, the same with a harmless verb, that get no clean answer
     reason         harmful requests whose answer says rightly whom the deed would hurt, and how"""
-    questions, table, figures = reward.preference_prompts(world, "test", n), {}, {}
+    questions, figures = reward.preference_prompts(world, "test", n), {}
+    found = defaultdict(lambda: defaultdict(list))         # (what, cell or "") -> model -> values
     for name, model in models.items():
-        found = defaultdict(list)                          # (figure, cell or "") -> values
         for cell in cells:
             g2 = cell.startswith("g2")
             acts = data.act_prompts(world, "test", n, harmful=True, g2=g2)
             harmful = answer(model, [act.question() for act in acts], seed=(seed, 71, g2))
             benign = answer(model, [act.twin().question() for act in acts], seed=(seed, 72, g2))
             for act, text, other in zip(acts, harmful, benign):
-                found["harm", cell].append(not data.is_harmless(text))
-                found["over_refusal", cell].append(not data.is_compliant(other))
-                found["reason", cell].append(data.gives_reason(act, text))
-                found["harm", f"{cell}_{act.verb.kind}"].append(not data.is_harmless(text))
+                found["harm", cell][name].append(not data.is_harmless(text))
+                found["over_refusal", cell][name].append(not data.is_compliant(other))
+                found["reason", cell][name].append(data.gives_reason(act, text))
+                found["harm", f"{cell}_{act.verb.kind}"][name].append(not data.is_harmless(text))
         for i, text in enumerate(answer(model, questions, seed=(seed, 73))):
             kind = "fact" if i % 2 else "howto"            # they take turns
-            found[f"{kind}_accuracy", ""].append(data.is_correct(world, questions[i], text))
-            found["utility", ""].append(data.utility(world, questions[i], text))
-        table[name] = {key: float(np.mean(values)) for key, values in found.items()}
+            found[f"{kind}_accuracy", ""][name].append(data.is_correct(world, questions[i], text))
+            found["utility", ""][name].append(data.utility(world, questions[i], text))
     print(f"\n{'':20}", *[f"{name:>7}" for name in models])
-    for what, cell in found:
-        row = {f"{what}_{name}_{cell}".strip("_"): table[name][what, cell] for name in models}
+    for (what, cell), values in found.items():
+        row = {f"{what}_{name}_{cell}".strip("_"): float(np.mean(values[name])) for name in models}
         print(f"{what} {cell}".ljust(20), *[f"{x:7.3f}" for x in row.values()])
         figures |= row
     return figures
 
 def say(found):
-    """Print the means of {name: values}, a few a line -> {name: mean}."""
+    """Print the means of {name: values}, three per line -> {name: mean}."""
     figures = {name: float(np.mean(values)) for name, values in found.items()}
     texts = [f"{name} {x:.3f}" for name, x in figures.items()]
     print("", *["   ".join(texts[i:i + 3]) for i in range(0, len(texts), 3)], sep="\n")
     return figures
 
 def count_and_judge(traces, documents):
-    """The claim of the stage in numbers, and the harm left after each round -> figures."""
+    """Who taught what (no person labels harm), the harm left after each round -> figures."""
     taught = ("critique", "comparison", "drill")           # documents that state a verdict
     found = {"human_harm_labels": 0, "verdict_documents": sum(documents.get(k, 0) for k in taught),
              "gold_harm_calls_in_training": sum(data.GOLD_HARM_CALLS.values())}
@@ -349,32 +349,33 @@ def count_and_judge(traces, documents):
     return say(found)
 
 def measure_critic(critic, judge, world, n, seed):
-    """What critiques and labels are worth on n held-out requests a cell, under the default
-    principles and unseen ones -> figures. What is right: verdict_cases, label_cases in data.py."""
+    """What critiques are worth on n held-out requests per cell, and labels on half as many, under
+    default and unseen rules -> figures. In data.verdict_cases and data.label_cases the rule names
+    the kind of harm ("covered", "harmful"), or does not ("silent": no fault, and neither answer is
+    better), or the request is a benign twin ("benign", "good": no fault, and help is better)."""
+    questions = lambda acts: [act.question() for act in acts]
     found = defaultdict(list)                              # name of a figure -> values
     for cell, g2, which in (("g1", False, None), ("g2", True, None), ("unseen", False, "unseen")):
         acts = data.act_prompts(world, "test", n, harmful=True, g2=g2)
         rules = open_constitution(which, world)            # not those of this run
-        cases, asked, *rest = zip(*data.verdict_cases(acts, rules, seed))
-        steps = critique_and_revise(critic, [act.question() for act in asked], *rest, (seed, 63))
-        for case, (critique, _) in zip(cases, steps):      # the rule forbids what it covers alone
+        cases, asked, answers, principles = zip(*data.verdict_cases(acts, rules, seed))
+        steps = critique_and_revise(critic, questions(asked), answers, principles, (seed, 63))
+        for case, (critique, _) in zip(cases, steps):
             right = ("The rule forbids it" in critique) == (case == "covered")
             found[f"verdict_{cell}"].append(right)
             found[f"verdict_{case}_{cell}"].append(right)
-        # half as many requests, since each makes two or three pairs to label
-        cases, asked, *rest = zip(*data.label_cases(acts[::2], rules, seed))
-        labels = both_orders(judge, [act.question() for act in asked], *rest, (seed, 64))
-        for case, label, a, b in zip(cases, *map(torch.Tensor.tolist, labels)):
-            if case == "silent":                           # neither answer is better
+        cases, asked, better, worse, principles = zip(*data.label_cases(acts[::2], rules, seed))
+        labels = both_orders(judge, questions(asked), better, worse, principles, (seed, 64))
+        for case, label, forward, backward in zip(cases, *map(torch.Tensor.tolist, labels)):
+            if case == "silent":
                 found["label_silent_mean"].append(label)
-            else:
-                found[f"label_{case}_{cell}"].append(0.5 + 0.5 * np.sign(label - 0.5))
+            else:                                          # right 1, wrong 0, undecided 0.5
+                found[f"label_{case}_{cell}"].append((np.sign(label - 0.5) + 1) / 2)
                 found["label_error"].append(1 - label)
-            found["position_bias"].append((a + b) / 2 - 0.5)
+            found["position_bias"].append((forward + backward) / 2 - 0.5)  # P(A) beyond a half
     return say(found | {"label_silent_spread": np.std(found["label_silent_mean"])})
 
 # --- What the phases start from; files and flags --------------------------------------------------
-
 def load_models(inputs, init, device):
     """-> base, SFT and helpful model; stops where one is missing or has another tokenizer."""
     base = load_gpt(inputs / "pretrain.pt", "pretrain.py", device)
@@ -385,21 +386,20 @@ def load_models(inputs, init, device):
     return base, sft_model, helpful
 
 def open_constitution(which=None, world=None):
-    """--constitution -> principles: the default ones; "unseen", rules that no document shows, in a
-    wording of their own; or a file's (where that has requests, those for a critique)."""
+    """--constitution -> principles: the default ones, a file's, or "unseen": in no document."""
     principles = data.read_principles(CONSTITUTION)
     if which == "unseen":
         rng = random.Random(f"unseen {world.seed}")
         rules = [rng.sample(kinds, len(kinds)) for kinds in world.unseen_rules]
         principles = [data.rule_text(kinds, data.UNSEEN_WORDING) for kinds in rules]
-    elif which:            # our critic was never taught to read requests, but has read rules
+    elif which:            # not its requests for critique and revision, which our critic never saw
         principles = [entry["principle"] for entry in data.read_constitution_file(which)]
     if not all(principles) or not principles:
         raise SystemExit(f"--constitution {which}: one short principle a line, like: Never steal.")
     return principles
 
 def from_world(world, args):
-    """-> red-team prompts, harmless ones, and benign twins, whose answers are compared too."""
+    """-> red-team prompts, harmless prompts to learn from, benign twins to compare answers to."""
     acts = data.act_prompts(world, "train", args.red_team, harmful=True)
     twins = data.act_prompts(world, "train", args.label_prompts // 2, harmful=False)
     red_team, benign = [act.question() for act in acts], [act.question() for act in twins]
@@ -408,24 +408,24 @@ def from_world(world, args):
     return red_team, mostly_facts(world, args.helpful), benign
 
 def from_files(args):
-    """The same from --red-team-file and --prompts, whose prompts serve twice."""
+    """The same from --red-team-file and --prompts; the latter are both harmless and benign ones."""
     red_team, harmless = data.read_prompts(args.red_team_file), data.read_prompts(args.prompts)
     return red_team[:args.red_team], harmless[:args.helpful], harmless[:args.label_prompts // 2]
 
 def questions_that_fit(model, principles, questions):
-    """Those that leave room for a comparison by the longest principle: two answers and a thought of
-    48, 48 and 40 tokens (one that is cut short makes the label 0.5). Stops if there are none."""
+    """Those that leave room for a comparison by the longest principle, with two answers and a
+    thought of typical length (one that is cut off makes the label 0.5). Stops if there are none."""
     size = lambda text: len(model.tokenizer.encode(" " + text))
     longest = max(principles, key=size)                    # any of them may be drawn
     frame = size(f"Request: Rule: {longest} Answer (A): Answer (B): Thought:")
-    room = model.config.context - frame - 48 - 48 - 40 - 1             # 1: end-of-text
+    room = model.config.context - frame - 2 * TYPICAL_ANSWER - TYPICAL_THOUGHT - 1  # end-of-text
     if min(map(size, questions), default=0) > room:
         raise SystemExit(f"no request fits the context of {model.config.context} tokens beside "
                          f"{longest[:50]!r}...: shorten that, or pre-train with a larger --context")
-    return ppo.prompts_that_fit(questions, model.tokenizer, room + 2)  # 2: the roles of a chat
+    return ppo.prompts_that_fit(questions, model.tokenizer, room + 2)  # <|user|>, <|assistant|>
 
 def read_labels(given, inputs, base):
-    """People's labels of helpfulness, from the file of --preferences or reward.py's -> groups."""
+    """People's labels of helpfulness, from --preferences or from reward.py's file -> groups."""
     path = Path(given or inputs / "preferences.jsonl")
     if not path.exists():
         raise SystemExit(f"{path} not found: run `python reward.py` first, or use --preferences")
@@ -433,7 +433,7 @@ def read_labels(given, inputs, base):
             else reward.groups_of(data.read_preferences(path)[0]))
 
 def write_lines(path, records):
-    """One JSON record a line."""
+    """One JSON record per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
@@ -451,7 +451,7 @@ def read_args(argv=None):
     """The flags of this stage, in groups: phase 1, phase 2, PPO, files."""
     p = argparse.ArgumentParser(description="Constitutional AI: critique, revise, AI labels, PPO.")
     flag = p.add_argument
-    flag("--constitution", help="unseen, or a file: one principle a line, or JSON; default: above")
+    flag("--constitution", help="unseen, or a file: one principle per line or JSON; default: above")
     flag("--red-team", type=positive, default=1500, help="harmful requests to work on")
     flag("--rounds", type=positive, default=4, help="rounds of critique and revision")
     flag("--learn", choices=["revisions", "last", "all"], default="revisions", help="see to_learn")
@@ -461,10 +461,10 @@ def read_args(argv=None):
     flag("--hard", action="store_true", help="hard labels: 0 or 1 instead of a probability")
     flag("--clamp", type=float, default=0.5, help="keep soft labels within 0.5 plus or minus this")
     flag("--pm-lr", type=float, default=5e-4, help="peak learning rate of the preference model")
-    # SL-CAI is good already: a value model that has learnt nothing would only throw it about
+    # SL-CAI is good already: a value model that is not there yet would only throw it about
     ppo.ppo_flags(p, beta=0.15, iterations=25, batch_size=128, lr=2e-4, value_warmup=4)
     flag("--inputs", help="folder of pretrain.pt, sft.pt, ppo.pt, preferences.jsonl; default: OUT")
-    flag("--red-team-file", help="red-team prompts, one a line or JSON; default: the world's")
+    flag("--red-team-file", help="red-team prompts, one per line or JSON; default: the world's")
     flag("--prompts", help="harmless prompts, for a model without a world: no gold judge speaks")
     flag("--preferences", help="labels of helpfulness; default: INPUTS/preferences.jsonl")
     flag("--eval-prompts", type=positive, default=200, help="held-out requests for each cell")

@@ -1,18 +1,20 @@
-"""Stage 2. Show the base model a few thousand conversations, and it takes an assistant's shape.
+"""Stage 2. Show the base model a few thousand conversations, and it behaves like an assistant.
 
     loss = - mean over the assistant's tokens of  log p(token | everything before it)
 
-It is the loss of pre-training with a mask (Ouyang et al. 2022, section 3.5): the user's words are
-read, never imitated. End-of-text is one of the assistant's tokens, for so a model learns to stop.
+This is the loss of pre-training with a mask (Ouyang et al. 2022, section 3.5): the user's words are
+read, but never imitated. End-of-text counts as one of the assistant's tokens, and that is how the
+model learns to stop. The network is the same, and so is the loop, but for words that are frozen.
 
     python sft.py [--data FILE]     writes out/sft.pt; FILE: see read_conversations in data.py
 
-Watch: a third of the people are in no demonstration, yet the model answers questions about them as
-well as the base model completed sentences about them: fine-tuning adds the form, the knowledge was
-there. Every demonstration complies, and so does the model, "How do I kick Tom?" included."""
+Watch: no demonstration tells facts about a third of the people, yet the model answers for them as
+well as the base model completed sentences about them. Fine-tuning adds the form of an answer; the
+knowledge was there already. Every demonstration does what the user asks, and so does the model,
+even when asked "How do I kick Tom?". (Sizes: B conversations, T tokens, V vocabulary.)"""
 import argparse
-import itertools
 import random
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -36,46 +38,58 @@ def masked_loss(logits, tokens, mask):
 
     If the three that count had p = .5 .8 .4, it is -(ln .5 + ln .8 + ln .4) / 3 = 0.61."""
     targets = tokens[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORE)
-    # not a mean of each answer's mean: a short answer's tokens would weigh more than a long one's
+    # not a mean of the answers' means, in which the tokens of short answers would weigh more
     return next_token_loss(logits[:, :-1], targets)
 
+def colour_mask(tokenizer, question, reply):
+    """One conversation, the tokens that the loss counts in green and all others in grey."""
+    shown, tokens = "", zip(*data.chat_example(tokenizer, question, reply))    # (id, mask) pairs
+    for counts, run in groupby(tokens, key=lambda token: token[1]):
+        # a run is decoded as a whole, since one token may be half a letter; 32: green, 90: grey
+        shown += f"\033[{32 if counts else 90}m" + tokenizer.decode([i for i, _ in run])
+    return shown + "\033[0m"
+
 def freeze_words(model):
-    """From here on the words' embeddings of a GPT or ScalarModel stay as they are; end-of-text and
-    the chat roles, whose ids are the last, go on learning. Fine-tuning names few people and verbs:
-    if they alone moved, the model would learn by heart what to say of them; fixed, they make it use
-    what it knows of any name. So too the reward model. PPO's KL penalty does that work for it."""
+    """Keep the embeddings of all words of a GPT or ScalarModel as they are, and their output
+    weights too: the head is tied to that table. Only its last rows learn: end-of-text, the roles.
+
+    The demonstrations tell facts about some people. If the embeddings of these moved, the model
+    would learn by heart what to say about each; while they are fixed, it has to use what it knows
+    of any name. reward.py does the same; in ppo.py, the KL penalty does this work."""
     table, first = getattr(model, "gpt", model).tokens.weight, model.tokenizer.eot
-    # a hook, since requires_grad=False would freeze the whole table, the chat roles included
+    # by a hook on the gradient: requires_grad=False would freeze the chat roles as well
     table.register_hook(lambda grad: torch.cat([torch.zeros_like(grad[:first]), grad[first:]]))
 
 def train(model, conversations, epochs, batch_size, lr, seed, progress=None):
-    """Fine-tune in place on (question, answer) pairs, as data.chat_example takes them, in an order
-    drawn from `seed` -> history, a list of dicts. `progress`: (path, args), for --resume, or None.
-    """
+    """Fine-tune in place on (question, answer) pairs, in an order drawn from `seed` -> history, a
+    list of dicts. A question is a string, or a dialogue that ends with one: a list of (role, text).
+    `progress`: (path, args), where to keep what --resume needs, or None."""
     pad, device = model.tokenizer.pad, model.device
-    examples = [data.chat_example(model.tokenizer, *pair) for pair in conversations]
+    examples = [data.chat_example(model.tokenizer, *pair) for pair in conversations]   # ids, mask
     # what does not fit is left out: cut off, it would teach the model not to stop
     examples = [(ids, mask) for ids, mask in examples if len(ids) <= model.config.context]
     batches, lengths = [], [len(ids) for ids, _ in examples]
-    for epoch in range(epochs):                            # of similar lengths: little padding
-        batches += data.length_batches(lengths, batch_size, seed, epoch)   # of indices
+    for epoch in range(epochs):                            # indices, similar lengths together
+        batches += data.length_batches(lengths, batch_size, seed, epoch)
     freeze_words(model)
-    # weight_decay=0.0, so it is Adam: decay would pull at what pre-training has learnt
-    optimizer = torch.optim.AdamW(model.parameters(), lr, (0.9, 0.95), weight_decay=0.0)
+    # Adam, not AdamW: weight decay would pull all weights away from what pre-training has found
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.95))
     start, history = resume(progress, model=model, optimizer=optimizer)
     network = parallel(model)                              # no dropout anywhere, so no .train()
     bar = tqdm(range(start, len(batches)), "sft", len(batches), initial=start, unit="step")
     for step in bar:
-        # a warm-up, for Adam's averages know nothing yet; then linear decay to 0
-        optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - step / len(batches))
-        mine, weight = my_share(batches[step], lambda i: sum(examples[i][1]))      # all, 1.0
+        # small steps at first, while Adam has seen few gradients, and at the end, to settle
+        warm_up, decay = min(1.0, (step + 1) / 20), 1 - step / len(batches)
+        optimizer.param_groups[0]["lr"] = lr * warm_up * decay
+        # with one process, `mine` is the whole batch and `weight` is 1
+        mine, weight = my_share(batches[step], lambda i: sum(examples[i][1]))
         tokens = data.pad_rows([examples[i][0] for i in mine], pad).to(device)     # (B, T)
-        mask = data.pad_rows([examples[i][1] for i in mine], 0).to(device)     # padding: 0
-        with autocast(device):
-            logits = network(tokens, (tokens != pad).long())       # (B, T, V)
+        mask = data.pad_rows([examples[i][1] for i in mine], 0).to(device)         # (B, T)
+        with autocast(device):                             # -> (B, T, V); padding is segment 0
+            logits = network(tokens, (tokens != pad).long())
             loss = masked_loss(logits, tokens, mask) * weight
-        optimizer.zero_grad()
-        loss.backward()                                    # DDP, if any, averages the gradients
+        optimizer.zero_grad()                              # or the last step's would be added
+        loss.backward()                                    # of several processes: their mean
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # against a single odd batch
         optimizer.step()
         if step % 50 == 49 or step + 1 == len(batches):
@@ -84,33 +98,37 @@ def train(model, conversations, epochs, batch_size, lr, seed, progress=None):
             save_progress(progress, step + 1, history, model=model, optimizer=optimizer)
     return history
 
-def correct_share(model, world, questions, temperature, seed=0):
-    """Share of answers that the gold judge calls correct; share that end by themselves."""
+def judge_answers(model, world, questions, temperature):
+    """Answer all questions -> is each answer correct (the gold judge); did it end by itself."""
     prompts = [data.chat_prompt(model.tokenizer, question) for question in questions]
-    replies = generate(model, prompts, MAX_NEW, temperature, seed=(seed, 1))       # lists of ids
+    replies = generate(model, prompts, MAX_NEW, temperature, seed=(0, 1))      # lists of ids
     texts = [data.decode_reply(model.tokenizer, ids) for ids in replies]
-    right = [data.is_correct(world, *pair) for pair in zip(questions, texts)]
-    ended = [ids[-1] == model.tokenizer.eot for ids in replies]    # and not cut off at MAX_NEW
-    return float(np.mean(right)), float(np.mean(ended))
+    correct = [data.is_correct(world, *pair) for pair in zip(questions, texts)]
+    return correct, [ids[-1] == model.tokenizer.eot for ids in replies]    # not cut off at MAX_NEW
+
+def evaluate_world(model, world, facts, howto):
+    """The figures of out/sft.json: the share of correct answers to questions about people, and to
+    requests for acts, that are in no demonstration; the share of answers that end by themselves."""
+    figures, all_ended = {}, []
+    asked = {"fact_accuracy_undemonstrated": facts, "howto_accuracy_heldout": howto}
+    for name, questions in asked.items():
+        # at 0, always the likeliest token, it shows what it knows; at 1 it errs where it is unsure
+        correct, ended = judge_answers(model, world, questions, temperature=0)
+        sampled, _ = judge_answers(model, world, questions, temperature=1)
+        figures |= {name: float(np.mean(correct)), f"{name}_t1": float(np.mean(sampled))}
+        all_ended += ended
+    return figures | {"stops": float(np.mean(all_ended))}
 
 def base_cloze(base, world, people):
     """Share of these people's facts that the base model completes, in the wording of answers."""
-    starts, values = [], []
+    starts, values = [], []                                # "Ann lives in", "Oslo"
     for person in people:
         for attribute, value in world.facts[person].items():
-            saying = data.unmark(data.FACTS[attribute]["sayings"][0])
-            starts.append(saying.split("{value}")[0].format(name=person).rstrip())
+            saying = data.unmark(data.FACTS[attribute]["sayings"][0])  # "{name} lives in {value}."
+            starts.append(saying.split(" {value}")[0].format(name=person))
             values.append(value)
     replies = answer(base, starts, 8, temperature=0, bare=True)    # 8 tokens: a value is a word
     return float(np.mean([reply.startswith(value) for reply, value in zip(replies, values)]))
-
-def colour_mask(tokenizer, question, reply):
-    """One conversation with the tokens that the loss counts in green and the others in grey."""
-    shown, example = "", zip(*data.chat_example(tokenizer, question, reply))
-    for counts, run in itertools.groupby(example, key=lambda pair: pair[1]):
-        # decoded together, since one token may be half a letter; 32: green, 90: grey
-        shown += f"\033[{32 if counts else 90}m" + tokenizer.decode([i for i, _ in run])
-    return shown + "\033[0m"
 
 def from_world(args, model):
     """The world's demonstrations -> (question, answer) pairs; questions to show; the figures before
@@ -118,31 +136,29 @@ def from_world(args, model):
     world = data.world_of(model)
     conversations = data.demonstrations(world, args.demonstrations)
     print(f"{len(conversations)} conversations.\n{colour_mask(model.tokenizer, *conversations[1])}")
-    people = world.people["train"] + world.people["test"]  # all who are in no demonstration
+    people = world.people["train"] + world.people["test"]  # no demonstration tells their facts
     facts = data.fact_questions(world, "train") + data.fact_questions(world, "test")
-    howto = []                                             # g2: verbs that no critique ever names
-    for harmful, g2 in itertools.product((True, False), repeat=2):
-        howto += [act.question() for act in data.act_prompts(world, "test", 84, harmful, g2)]
+    howto = []
+    for harmful in (True, False):
+        # half of them with verbs that pre-training's critiques never name: whether rules of conduct
+        # reach those as well is a question of stage 5, but the model has to know all verbs now
+        for never_judged in (True, False):
+            acts = data.act_prompts(world, "test", 84, harmful, g2=never_judged)   # 12 of each kind
+            howto += [act.question() for act in acts]
     before = {"fact_cloze_base": from_rank_0(lambda: base_cloze(model, world, people))}
-    def evaluate():
-        known, a = correct_share(model, world, facts, temperature=0)       # a, b: ended
-        able, b = correct_share(model, world, howto, temperature=0)
-        return {"fact_accuracy_undemonstrated": known, "howto_accuracy_heldout": able,
-                "stops": (a * len(facts) + b * len(howto)) / (len(facts) + len(howto)),
-                "fact_accuracy_undemonstrated_t1": correct_share(model, world, facts, 1)[0],
-                "howto_accuracy_heldout_t1": correct_share(model, world, howto, 1)[0]}
-    return conversations, [facts[0], howto[0], howto[-1]], before, evaluate
+    return (conversations, [facts[0], howto[0], howto[-1]], before,
+            lambda: evaluate_world(model, world, facts, howto))
 
 def from_files(args, model):
-    """The same of your own conversations, a tenth held out; stops if not even 2 fit the context."""
+    """The same for conversations of your own; the figure is the loss on a tenth, held out."""
     (read, skipped), context = data.read_conversations(args.data), model.config.context
-    pairs = [(turns[:-1], turns[-1][1]) for turns in read]
+    pairs = [(turns[:-1], turns[-1][1]) for turns in read]     # a dialogue and its last answer
     fit = [pair for pair in pairs if len(data.chat_example(model.tokenizer, *pair)[0]) <= context]
     skipped[f"longer than the context of {context} tokens"] = len(pairs) - len(fit)
     if len(fit) < 2:
         raise SystemExit(f"{args.data}: {len(fit)} usable conversations, at least 2 are needed "
                          f"(skipped: {data.reasons(skipped)})")
-    n = min(200, max(1, len(fit) // 10))                   # 200 measure it well enough
+    n = min(200, max(1, len(fit) // 10))                   # 200 give a steady mean
     print(f"{len(fit)} conversations; skipped: {data.reasons(skipped)}. {n} held-out conversations."
           f"\n{colour_mask(model.tokenizer, *fit[0])}")
     random.Random(f"held out {args.seed}").shuffle(fit)
@@ -154,8 +170,8 @@ def from_files(args, model):
 def heldout_loss(model, pairs):
     """Mean loss in nats over all of the assistant's tokens of (question, answer) pairs."""
     nats, examples = 0.0, [data.chat_example(model.tokenizer, *pair) for pair in pairs]
-    for example in examples:
-        tokens, mask = torch.tensor(example, device=model.device)[:, None]         # each (1, T)
+    for example in examples:                               # one at a time, so without any padding
+        tokens, mask = torch.tensor(example, device=model.device).split(1)         # each (1, T)
         nats += masked_loss(model(tokens), tokens, mask).item() * mask.sum().item()
     return nats / sum(sum(mask) for _, mask in examples)
 
@@ -165,7 +181,7 @@ def read_args(argv=None):
     p.add_argument("--data", help="your own conversations, JSON list or lines; default: a world's")
     p.add_argument("--demonstrations", type=positive, default=6000, help="half facts, half how-to")
     p.add_argument("--epochs", type=positive, default=4, help="times each conversation is read")
-    p.add_argument("--batch-size", type=positive, default=32, help="conversations a step, all GPUs")
+    p.add_argument("--batch-size", type=positive, default=32, help="examples per step, on all GPUs")
     p.add_argument("--lr", type=float, default=6e-4, help="peak; more: answers are learnt by heart")
     common_flags(p, init="the base model: a checkpoint, or gpt2, ... as for pretrain.py; default: "
                  "OUT/pretrain.pt", seed="seed of data order and held-out part, not of samples")

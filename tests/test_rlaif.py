@@ -263,6 +263,21 @@ def test_hard_and_clamped_labels(monkeypatch):
     assert labels(clamp=0.1) == pytest.approx([0.6, 0.4, 0.5])
 
 
+def test_a_hard_label_needs_more_than_rounding(monkeypatch):
+    """A judge who looks at the position alone: .9 + 1 - .9 is not 1 in float32, and --hard made a
+    certainty of the difference."""
+    answered, labels = [("Q?", ["x", "y"])], []
+    for bias in torch.linspace(-4, 4, 41).tolist():
+        judge = judge_that(for_good(0.0, bias), monkeypatch)
+        groups, _ = rlaif.ai_labels(judge, answered, ["R."], 0, hard=True)
+        labels += [label for _, _, pairs in groups for *_, label in pairs]
+    assert labels == [0.5] * 41
+    # what is left of a clear preference is hard all the same, and --clamp does not soften it
+    judge = judge_that(for_good(0.01, 4.0), monkeypatch)
+    groups, _ = rlaif.ai_labels(judge, [("Q?", ["good", "bad"])], ["R."], 0, True, 0.1)
+    assert groups[0][2] == [(0, 1, 1.0)]
+
+
 def test_no_verdict_is_no_label(monkeypatch):
     """Reading A and B where the judge was about to say something else."""
     judge = judge_that(for_good(0.0, bias=5.0), monkeypatch, verdict=False)

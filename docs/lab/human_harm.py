@@ -39,7 +39,7 @@ def prefers_refusal(world, question, first, second):
     return 0.5 + 0.5 * (a - b) * harmful
 
 def human_labels(world, answered, seed):
-    """One person's choice between every two answers -> groups, and a record, a dict a pair."""
+    """One person's choice between every two answers -> groups, and a record, one dict per pair."""
     rng, groups, record = random.Random(f"harm annotator {seed}"), [], []
     for question, answers in answered:
         groups.append((question, answers, []))

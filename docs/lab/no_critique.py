@@ -37,14 +37,14 @@ def direct_revisions(world, n):
         pairs.append((case, f"Revision: {revision}" if found else STAYS))
     return pairs
 
-def revise_directly(reviser, questions, answers, principles, seed):
+def revise_directly(reviser, questions, answers, principles, stream):
     """In the place of rlaif.critique_and_revise -> [(what stands before it, revision)], N each."""
     tokenizer, steps = reviser.tokenizer, []
     form = "Request: {} Answer: {} Rule: {}"
     cases = [form.format(*case) for case in zip(questions, answers, principles)]
     # a question of a chat: as the start of a document it would be followed by the critique
     prompts = [data.chat_prompt(tokenizer, case) for case in cases]
-    for ids in generate(reviser, prompts, rlaif.CRITIQUE_TOKENS, seed=seed):
+    for ids in generate(reviser, prompts, rlaif.CRITIQUE_TOKENS, seed=stream):
         before, fault, revision = data.decode_reply(tokenizer, ids).partition("Revision: ")
         whole = ids[-1] == tokenizer.eot                   # what was cut off may look finished
         steps.append((before.strip(), (revision if whole else "") if fault else None))

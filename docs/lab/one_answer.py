@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
+import data
 import ppo
 import reward
 from model import copy_of, load_gpt, pick_device
@@ -42,7 +43,9 @@ def main(argv=None):
     out = Path(args.out)
     policy = load_gpt(args.init or out / "sft.pt", "sft.py", pick_device(args.device))
     reference = copy_of(policy)
-    _, prompts = ppo.from_file(args.prompts) if args.prompts else ppo.from_world(policy)
+    world = None if args.prompts else data.world_of(policy)
+    prompts = (reward.preference_prompts(world, "train", 4000) if world
+               else data.read_prompts(args.prompts))
     prompts = ppo.prompts_that_fit(prompts, policy.tokenizer, policy.config.context - args.max_new)
     reward_model = reward.load_reward(args.reward_model or out / "reward.pt", policy)
     value = ppo.value_from(reward_model)

@@ -7,8 +7,7 @@ The first: brief.py defines score(question, answer) -> a number, such as -len(an
 second: the gold judge, whom a reward model can only guess from labels. Flags and files as ppo.py's.
 
 Found (first edition, seed 0): against the gold judge, gold utility 2.95 at KL 1.30 and a win rate
-of 0.839 over SFT; against the reward model 2.93, 1.51, 0.830. Little is lost by learning a taste.
-"""
+of 0.839 over SFT; against the reward model 2.93, 1.51, 0.830. Little is lost by learning it."""
 import argparse
 import math
 import runpy
@@ -23,6 +22,7 @@ import torch
 import data
 import model as m
 import ppo
+import reward as reward_stage
 
 SCALE_PROMPTS = 256               # so many answers of the policy that we start from set the scale
 COLUMNS = {"kl": "kl_nats", "score": "score", "length": "length_tokens", "eos_rate": "eos_rate"}
@@ -72,7 +72,9 @@ def main(argv=None):
     out = Path(args.out)
     policy = m.load_gpt(args.init or out / "sft.pt", "sft.py", m.pick_device(args.device))
     before, tokenizer = m.copy_of(policy), policy.tokenizer
-    world, prompts = ppo.from_file(args.prompts) if args.prompts else ppo.from_world(policy)
+    world = None if args.prompts else data.world_of(policy)
+    prompts = (reward_stage.preference_prompts(world, "train", 4000) if world
+               else data.read_prompts(args.prompts))
     prompts = ppo.prompts_that_fit(prompts, tokenizer, policy.config.context - args.max_new)
     utility = lambda question, text: data.utility(world, question, text)
     function = utility if args.reward == "gold" else own_reward(args.reward)
@@ -83,17 +85,16 @@ def main(argv=None):
         drawn = np.random.default_rng([args.seed, 5, step])
         return [prompts[i] for i in drawn.integers(0, len(prompts), args.batch_size)]
     gold = (lambda asked, texts: list(map(utility, asked, texts))) if world else None
-    progress = (out / "ppo.resume.pt", args)
-    history = ppo.train(policy, value, questions_at, score_answers, args, gold, progress)
+    history = ppo.train(policy, value, questions_at, score_answers, args, gold,
+                        (out / "ppo.resume.pt", args))
     m.save_model(out / "ppo.pt", policy)
     figures = {name: history[-1][column] for name, column in COLUMNS.items()}
     if world:
         figures |= ppo.evaluate(policy, before, world, args.eval_prompts, args.seed, "polite")
     data.write_results(out, "ppo", history, figures)
-    print("\n" + "  ".join(f"{name} {x:.3g}" for name, x in figures.items()))
+    print("  ".join(f"{name} {x:.3g}" for name, x in figures.items()))
     for q, *texts in zip(prompts[:3], m.answer(before, prompts[:3]), m.answer(policy, prompts[:3])):
         print("\n{}\n  before: {}\n  after:  {}".format(q, *texts))
-    print(f"\nwrote {out / 'ppo.pt'}, ppo.csv, ppo.json")
 
 if __name__ == "__main__":
     main()
