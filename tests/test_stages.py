@@ -186,10 +186,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(stage, out, tmp_path, monkeyp
 
 
 STEPS = ["revise_rounds", "train_slcai", "train_preference_model", "reinforce"]
+SLOW_STEPS = [pytest.param(step, marks=pytest.mark.slow) for step in STEPS[:-1]]
 
 
-@pytest.mark.parametrize("step", [pytest.param("revise_rounds", marks=pytest.mark.slow),
-                                  pytest.param("train_slcai", marks=pytest.mark.slow), *STEPS[2:]])
+@pytest.mark.parametrize("step", [*SLOW_STEPS, "reinforce"])
 def test_rlaif_goes_on_after_its_last_finished_step(step, out, tmp_path, monkeypatch):
     """A step that depends on what an earlier one left in memory: resumed, it comes to other
     weights; or a step that is done again."""
