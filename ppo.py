@@ -8,7 +8,7 @@ networks: the *policy* learns; the *reference* is a frozen copy of what it was a
 model; the *reward model* gives a finished answer one score; the *value model* says at each token
 how much reward it still expects. Each iteration:
 
-    1. rollout   the policy answers a batch of questions
+    1. rollout   the policy, as it is now ("old" in step 3), answers a batch of questions
     2. judge     reward: the score, minus beta per nat of divergence from the reference (the leash);
                  A, a token's advantage: how much better it went than the value model expected
     3. update    tokens with more A than the batch's mean become more likely, the others less; the
@@ -64,6 +64,7 @@ def advantages_and_returns(rewards, values, mask, gamma=1.0, lam=0.95):    # -> 
 
         rewards 0 0 1, values .5 .6 .8, lam .5  ->  delta .1 .2 .2, A .25 .3 .2, return .75 .9 1
 
+    (Expected .5, then .6: the first token was worth .1. After the last, the value is 0.)
     lam 1: A = all rewards to come - values[t], right on average, but noisy. lam 0: A = delta, less
     noisy, but as wrong as the value model. gamma discounts rewards that come later; 1: not at all.
     """
@@ -88,11 +89,11 @@ def whiten(x, mask):                                       # (B, R) x 2 -> (B, R
     return (x - mean) * torch.rsqrt(masked_mean((x - mean) ** 2, mask) + 1e-8) * mask
 
 def policy_loss(logp_new, logp_old, advantages, mask, clip=0.2):       # (B, R) x 4 -> scalar
-    """The clipped surrogate (PPO, eq. 7), negated because optimizers minimise. At first the ratio
-    is 1, and the gradient of ratio * A is A * grad log p, the policy gradient: its mean is that of
-    the expected reward (Williams 1992). Later the ratio corrects for answers that the old policy
-    gave. Once a good token is `clip` more likely than in the rollout, or a bad one less likely,
-    pushing further gains nothing:
+    """The clipped surrogate (PPO, eq. 7), negated because optimizers minimise. At ratio 1 its
+    gradient is the policy gradient, A * grad log p: what went well becomes more likely. It works as
+    grad E[R] = sum R grad p = E[R grad log p] (Williams 1992). Later, mean_old(ratio * A) equals
+    mean_new(A): what the new policy would say twice as often counts twice. Once a good token is
+    `clip` more likely than in the rollout, or a bad one less likely, nothing more is gained:
 
         ratio 1.5, A  1  ->  -min( 1.5,  1.2) = -1.2    far enough: the gradient is 0
         ratio 1.5, A -1  ->  -min(-1.5, -1.2) =  1.5    gone the wrong way: never clipped
@@ -132,8 +133,8 @@ def rollout(policy, reference, questions, max_new, minibatch, seed):
 
         tokens     <user>  Where   ?    <assistant>  Oslo    .    <eot>  <pad>
         segments      1      1     1         1         1     1      1      0
-        mask          0      0     0         1         1     1      0        1: the *next* token is
-        next        Where    ?  <assist.>  Oslo        .   <eot>  <pad>      one of the answer
+        mask          0      0     0         1         1     1      0       1: next is the answer's
+        next        Where    ?  <assist.>  Oslo        .   <eot>  <pad>
     """
     tokenizer, device = policy.tokenizer, policy.device
     prompts = [data.chat_prompt(tokenizer, question) for question in questions]
@@ -165,7 +166,7 @@ def rollout(policy, reference, questions, max_new, minibatch, seed):
 @torch.no_grad()
 def judge(batch, score_answers, value, beta, gamma=1.0, lam=0.95):
     """2. How good was it? Adds scores (B,), values, rewards, advantages, returns (B, R), and beta.
-    `score_answers(questions, replies)` -> (B,) is all that PPO ever hears of anyone's taste."""
+    `score_answers(questions, replies)` -> (B,) is all that rewards know of anyone's taste."""
     mask, values = batch["mask"], torch.zeros_like(batch["mask"])
     scores = score_answers(batch["questions"], batch["replies"]).to(mask.device)
     for i in batch["parts"]:
@@ -188,11 +189,11 @@ def update(policy, value, optimizer, batch, epochs, minibatch, clip):
         logp_new = token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
         values_new = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
         logratio = (logp_new - logp_old).detach() * mask
-        # catches dropout, a wrong mask, a policy that has moved: errors of 0.1 and more. Rounding,
+        # catches dropout, other segments, a policy that moved: errors of 0.1 and more. Rounding,
         # which differs with the rows that are read together, stays far below, on a GPU too
         if not steps and not logratio.abs().max() <= 0.01:     # not <=: nan is caught, too
             raise AssertionError(f"the first ratio is exp({logratio.abs().max():.2g}), not 1")
-        # the samples are the old policy's, so it stands first: k3 of KL(old || new)
+        # KL(old || new), for the samples are the old policy's; k3, since it is never negative
         _, k3 = kl_estimates(logp_old * mask, logp_new.detach() * mask)
         approx_kl = masked_mean(k3, mask).item()
         if approx_kl > MAX_APPROX_KL:                      # the batch is of another policy now
@@ -253,7 +254,7 @@ def describe(batch):
            "reward_after_kl": batch["rewards"].sum(1),     # what PPO maximises: score - beta * KL
            "entropy_nats_per_token": masked_mean(batch["entropy"], mask),  # how undecided it is
            "length_tokens": mask.sum(1), "eos_rate": batch["ended"].float(),       # see "Watch"
-           "explained_variance": 1 - missed / variance}    # 1: all foreseen; returns lean on values
+           "explained_variance": 1 - missed / variance}    # 1: all foreseen (A + values: flatters)
     return {name: x.mean().item() for name, x in row.items()} | {"beta": batch["beta"]}
 
 def value_from(reward_model):

@@ -1,17 +1,17 @@
 """Stage 5. Constitutional AI: harm is labelled by an AI with written principles, not by people.
 
     1. SL-CAI   a harmful request -> answer -> critique -> revision -> critique -> revision ...
-                the pre-trained model is fine-tuned on the revisions
+                the pre-trained model is fine-tuned on the revisions, and on helpful answers
     2. RL-CAI   a request, two answers, a principle: which answer is better?
                     label = P("A") / (P("A") + P("B")),  averaged over both orders
-                a preference model learns the labels, and PPO learns from it
+                a preference model learns the labels (soft ones, by preference_loss in reward.py),
+                and PPO learns from it
 
-It is RLHF with the H, human, replaced by an AI (Bai et al. 2022b): sft.train, reward.train and
-ppo.train are reused unchanged; only the data is new. Who does what:
+RLHF (its functions, on new data) with an AI to label harm (Bai et al. 2022b). Who does what:
 
     helpful model (ppo.pt)     answers harmful requests, and helps: the harm to be mended
-    base model (pretrain.pt)   critic, reviser and judge (in the paper the helpful model, but ours
-                               has lost these skills in fine-tuning); SL-CAI starts as its copy
+    base model (pretrain.pt)   critic, reviser and judge, skills from documents on other cases (in
+                               the paper it is the helpful model; ours lost them in fine-tuning)
     people (simulated)         label helpfulness, as in reward.py, and never harm
     gold judges of harm        are used only after training
 
@@ -50,7 +50,7 @@ It is wrong to steal, lie or poison.         Good answers do not break, hurt, sc
 Never steal, break or lie.                   Do not hurt, scare, mock or poison.
 Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or mock."""
 SL_EPOCHS = 5              # after fewer, SL-CAI still complies now and then when it is sampled
-ANSWERS, HOT = 6, 1.4      # of SL-CAI per prompt, half at this temperature, or all would be alike
+ANSWERS, HOT = 6, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
 HELPFUL_PROMPTS = 500      # harmless ones, on which people compare SL-CAI's answers
 OLD_LABELS = 4             # people's labels from reward.py per label of the AI
 CRITIQUE_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 96, 64, 40            # cut off at these lengths
@@ -71,10 +71,10 @@ def critique_and_revise(critic, questions, answers, principles, stream):
     form = "Request: {} Answer: {} Rule: {} Critique:"
     prompts = [data.bare_prompt(tokenizer, form.format(*case)) for case in cases]
     for ids in generate(critic, prompts, CRITIQUE_TOKENS, seed=stream):
-        critique, fault, revision = data.decode_reply(tokenizer, ids).partition("Revision: ")
+        critique, marker, revision = data.decode_reply(tokenizer, ids).partition("Revision: ")
         if ids[-1] != tokenizer.eot:                       # a text that was cut off may look whole
             revision = ""
-        steps.append((critique.strip(), revision if fault else None))
+        steps.append((critique.strip(), revision if marker else None))   # no marker: no fault
     return steps
 
 def reject_revision(revision, before):
@@ -108,7 +108,7 @@ def revise_rounds(helpful, critic, questions, rules, rounds, seed, revise=critiq
 def to_learn(traces, which="revisions"):
     """What SL-CAI learns -> [(question, answer)]: the "revisions" of all rounds, as in the paper;
     "last" answers, for a constitution that allows some of the requests; or "all" but the first."""
-    pairs = []             # an answer that no round revised still complies: not among "revisions"
+    pairs = []             # an answer that no round revised is not among the "revisions"
     for trace in traces:
         made = [s["revision"] for s in trace["steps"] if s["revision"] and not s["dropped"]]
         texts = {"revisions": made, "last": trace["answers"][-1:], "all": trace["answers"][1:]}
@@ -185,8 +185,8 @@ def ai_labels(judge, answered, constitution, seed, hard=False, clamp=0.5):
 
 def answers_to_compare(start, helpful, prompts, seed):
     """SL-CAI's answers to each prompt, and one of the helpful model -> `answered`. SL-CAI's own may
-    all be one refusal. Then compliance would never lose to it, while needless refusals do lose (see
-    with_forced_refusal), and PPO would unlearn refusing. (The paper's still slips by itself.)"""
+    all be one refusal, which makes no pair. Then no label says that it beats compliance, those on
+    needless refusals say the reverse, and PPO unlearns refusing. (Not in the paper.)"""
     answered = reward.sample_answers(start, prompts, ANSWERS, (seed, 54), HOT, fewest=1)
     for (_, answers), other in zip(answered, answer(helpful, prompts, seed=(seed, 59))):
         if other not in answers:                           # a pair, even beside one refusal alone
@@ -204,7 +204,7 @@ def with_forced_refusal(model, answered, stream):
     endings = generate(model, prompts, REASON_TOKENS, seed=stream)     # mostly a reason
     for (_, answers), ending in zip(answered, endings):
         refusal = data.decode_reply(model.tokenizer, opening + ending)
-        if refusal not in answers:                         # most likely where SL-CAI refused
+        if refusal not in answers:                         # SL-CAI may have refused by itself
             answers.append(refusal)
     return answered
 
@@ -218,7 +218,7 @@ def train_preference_model(start, harm, old, world, prompts, lr, seed):
         answered = reward.sample_answers(start, questions, ANSWERS, (seed, 55), fewest=1)
         helpful = reward.annotate(world, with_forced_refusal(start, answered, (seed, 56)), seed + 1)
     pairs = lambda groups: sum(len(labels) for _, _, labels in groups)
-    old = reward.take_pairs(old, OLD_LABELS * pairs(harm))     # with faults rare in SL-CAI
+    old = reward.take_pairs(old, OLD_LABELS * pairs(harm))     # wrong facts: SL-CAI has few
     counts = {"ai_labels": pairs(harm), "human_help_labels": pairs(helpful),
               "human_help_labels_rlhf": pairs(old)}
     groups = harm + helpful + old
@@ -226,8 +226,8 @@ def train_preference_model(start, harm, old, world, prompts, lr, seed):
     torch.manual_seed(seed)                                # the new head depends on the seed alone
     model = ScalarModel(copy_of(start)).to(start.device)
     reward.train(model, groups, epochs=1, batch_size=16, lr=lr, seed=seed)
-    # std=1.0: centre the scores, do not rescale them. Labels compare answers to one prompt only, so
-    # the gap between harmful and harmless prompts is arbitrary; it would dominate reward.py's std
+    # std=1.0: centre the scores, do not rescale them. Labels compare answers to one prompt, so the
+    # gap between harmful and harmless prompts is arbitrary, and a standard deviation would hold it
     conversations = list(zip(prompts, answer(start, prompts, seed=(seed, 57))))
     model.scale = reward.normalise(model, conversations, std=1.0)
     return model, counts
@@ -301,7 +301,7 @@ def main(argv=None):
 
 # --- Evaluation by the gold judges; nothing above calls those of harm -----------------------------
 # Held-out requests come in cells. g1: no critique, comparison or drill has the verb with this
-# person and thing; g2: none has the verb. With --constitution unseen they are called g3 and g2g3.
+# person and thing; g2: none has the verb. Of a run with unseen rules they are called g3 and g2g3.
 def final_table(models, world, cells, n, seed):
     """Models {name: GPT} on n requests of each cell and n harmless questions -> figures, shares of
     harm           harmful requests that get no clean refusal (babble is harm); also by kind
@@ -339,9 +339,9 @@ def say(found):
     return figures
 
 def count_and_judge(traces, documents):
-    """Who taught what (no person labels harm), the harm left after each round -> figures."""
+    """What taught the critic, whether a gold judge spoke too early; harm per round -> figures."""
     taught = ("critique", "comparison", "drill")           # documents that state a verdict
-    found = {"human_harm_labels": 0, "verdict_documents": sum(documents.get(k, 0) for k in taught),
+    found = {"verdict_documents": sum(documents.get(kind, 0) for kind in taught),
              "gold_harm_calls_in_training": sum(data.GOLD_HARM_CALLS.values())}
     for trace in traces:
         for k, text in enumerate(trace["answers"]):
@@ -458,7 +458,7 @@ def read_args(argv=None):
     flag("--helpful", type=positive, default=1300, help="harmless prompts with helpful answers")
     flag("--sl-lr", type=float, default=6e-4, help="peak learning rate of SL-CAI")
     flag("--label-prompts", type=positive, default=700, help="half red-team prompts, half benign")
-    flag("--hard", action="store_true", help="hard labels: 0 or 1 instead of a probability")
+    flag("--hard", action="store_true", help="hard labels: 0, 1, or 0.5 if undecided")
     flag("--clamp", type=float, default=0.5, help="keep soft labels within 0.5 plus or minus this")
     flag("--pm-lr", type=float, default=5e-4, help="peak learning rate of the preference model")
     # SL-CAI is good already: a value model that is not there yet would only throw it about

@@ -482,7 +482,7 @@ def test_the_count_of_calls_is_taken_before_the_judges_speak():
     data.GOLD_HARM_CALLS.clear()
     traces = [{"answers": ["Use a mask.", data.REFUSAL]}, {"answers": ["Use a mask."] * 2}]
     figures = rlaif.count_and_judge(traces, {"critique": 3, "drill": 2, "story": 9})
-    assert figures == {"human_harm_labels": 0, "verdict_documents": 5, "harm_round_0": 1,
+    assert figures == {"verdict_documents": 5, "harm_round_0": 1,
                        "gold_harm_calls_in_training": 0, "harm_round_1": 0.5}
 
 

@@ -108,7 +108,7 @@ PROMISED = {
     "sft": ["fact_accuracy_undemonstrated"],
     "reward": ["accuracy", "ceiling"],
     "ppo": ["gold_ppo", "win_rate"],
-    "rlaif": ["harm_rlcai_g1", "over_refusal_rlcai_g2", "human_harm_labels", "verdict_g2",
+    "rlaif": ["harm_rlcai_g1", "over_refusal_rlcai_g2", "ai_labels", "verdict_g2",
               "label_good_g2", "harm_round_2"],
 }
 
@@ -130,8 +130,7 @@ def test_every_stage_writes_what_it_says(out):
     # the preference model's scores stay log-odds
     assert m.load(out / "rlaif_pm.pt")["scale"]["std"] == 1
     figures = figures_of(out / "rlaif.json")
-    assert figures["human_harm_labels"] == figures["gold_harm_calls_in_training"] == 0
-    assert figures["ai_labels"] > 0
+    assert figures["gold_harm_calls_in_training"] == 0 < figures["ai_labels"]
     documents = m.load(out / "pretrain.pt")["documents"]
     verdicts = documents["critique"] + documents["comparison"] + documents["drill"]
     assert figures["verdict_documents"] == verdicts < sum(documents.values())
