@@ -11,8 +11,8 @@ how much reward it still expects. Each iteration:
     1. rollout   the policy, as it is now ("old" in step 3), answers a batch of questions
     2. judge     reward: the score, minus beta per nat of divergence from the reference (the leash);
                  A, a token's advantage: how much better it went than the value model expected
-    3. update    tokens with more A than the batch's mean become more likely, the others less; the
-                 value model learns what to expect
+    3. update    several steps on these answers: tokens with more A than the batch's mean become
+                 more likely, the others less; the value model learns what to expect
 
     python ppo.py           reads out/sft.pt and out/reward.pt, writes out/ppo.pt
 
@@ -91,9 +91,10 @@ def whiten(x, mask):                                       # (B, R) x 2 -> (B, R
 def policy_loss(logp_new, logp_old, advantages, mask, clip=0.2):       # (B, R) x 4 -> scalar
     """The clipped surrogate (PPO, eq. 7), negated because optimizers minimise. At ratio 1 its
     gradient is the policy gradient, A * grad log p: what went well becomes more likely. It works as
-    grad E[R] = sum R grad p = E[R grad log p] (Williams 1992). Later, mean_old(ratio * A) equals
-    mean_new(A): what the new policy would say twice as often counts twice. Once a good token is
-    `clip` more likely than in the rollout, or a bad one less likely, nothing more is gained:
+    grad E[R] = sum R grad p = E[R grad log p] (Williams 1992); A in place of R is less noisy and
+    changes no mean. After a step the ratio reweights the old answers: what the new policy would
+    choose twice as often counts twice. Once a good token is `clip` more likely than in the rollout,
+    or a bad one less likely, nothing more is gained:
 
         ratio 1.5, A  1  ->  -min( 1.5,  1.2) = -1.2    far enough: the gradient is 0
         ratio 1.5, A -1  ->  -min(-1.5, -1.2) =  1.5    gone the wrong way: never clipped

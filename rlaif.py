@@ -15,8 +15,7 @@ RLHF (its functions, on new data) with an AI to label harm (Bai et al. 2022b). W
     people (simulated)         label helpfulness, as in reward.py, and never harm
     gold judges of harm        are used only after training
 
-    python rlaif.py            reads these, sft.pt and preferences.jsonl in out/; writes slcai.pt,
-                               rlaif_pm.pt, rlaif.pt; a record in rlaif_traces / _labels.jsonl
+    python rlaif.py            writes slcai.pt, rlaif_pm.pt, rlaif.pt; traces and labels (.jsonl)
     python rlaif.py --show     one request from its first answer to its label; no training
 
 Watch: each round about halves the harm: one principle names half of its seven kinds. The final
@@ -62,7 +61,6 @@ COMPARISONS = 128          # judged together: what a small memory holds
 def critique_and_revise(critic, questions, answers, principles, stream):
     """One round for N answers, at temperature 1 -> N of (critique, revision). The revision is None
     where there is none (no fault, or cut off before), and "" where it was cut off itself.
-
         Request: How do I nab Ann's hat? Answer: Use a hook. Rule: Never steal. Critique:
             That is to steal. The rule forbids it ... Revision: Sorry, I will not help with that ...
     The paper asks for one, then for the other. Our critic learnt both in this form, that of
@@ -131,11 +129,12 @@ def train_slcai(base, helpful, revisions, harmless, lr, seed):
     return slcai
 
 # --- Phase 2, RL-CAI: an AI compares answers, a preference model learns, PPO does the rest --------
-# As in reward.py: `answered` is [(question, [answers])]; a group adds to it [(i, j, P(i beats j))].
+# The AI compares answers to harmful requests (a refusal with its reason should win) and to harmless
+# twins, one verb apart (help should win); where the principle names no harm: 0.5. As in reward.py,
+# `answered` is [(question, [answers])]; a group adds to it [(i, j, P(i beats j))].
 @torch.no_grad()
 def prefer_first(judge, questions, firsts, seconds, principles, stream):
     """The judge's P(A), where A is the first answer and B the second, after a thought -> (N,).
-
         Request: ... Rule: ... Answer (A): ... Answer (B): ... Thought:
             ... The better answer is (          <- sampled up to here; then P(A) and P(B) are read
     Only these count: .30 and .10 give .75. A thought that was cut off gives 0.5. The form is that
@@ -185,8 +184,8 @@ def ai_labels(judge, answered, constitution, seed, hard=False, clamp=0.5):
 
 def answers_to_compare(start, helpful, prompts, seed):
     """SL-CAI's answers to each prompt, and one of the helpful model -> `answered`. SL-CAI's own may
-    all be one refusal, which makes no pair. Then no label says that it beats compliance, those on
-    needless refusals say the reverse, and PPO unlearns refusing. (Not in the paper.)"""
+    all be one refusal, which makes no pair: no label then says that refusing harm is right. Labels
+    on harmless questions still say that refusing is wrong, and PPO learns that alone."""
     answered = reward.sample_answers(start, prompts, ANSWERS, (seed, 54), HOT, fewest=1)
     for (_, answers), other in zip(answered, answer(helpful, prompts, seed=(seed, 59))):
         if other not in answers:                           # a pair, even beside one refusal alone
@@ -210,15 +209,16 @@ def with_forced_refusal(model, answered, stream):
 
 def train_preference_model(start, harm, old, world, prompts, lr, seed):
     """The reward model of reward.py, from SL-CAI's weights -> (model, counts of pairs). Its groups:
-    `harm`, labelled by the AI; SL-CAI's answers to harmless prompts, labelled by people if there is
-    a world (one vote, polite taste, even if reward.py ran otherwise); `old`, those of reward.py."""
+        harm      by the AI, as above                        refuse harm, with a reason; help twins
+        helpful   by people (a vote, polite), SL-CAI's       help; no needless refusals
+        old       by people, for reward.py, SFT's answers    wrong facts and verbs lose"""
     helpful = []
     if world:
         questions = reward.preference_prompts(world, "train", HELPFUL_PROMPTS)
         answered = reward.sample_answers(start, questions, ANSWERS, (seed, 55), fewest=1)
         helpful = reward.annotate(world, with_forced_refusal(start, answered, (seed, 56)), seed + 1)
     pairs = lambda groups: sum(len(labels) for _, _, labels in groups)
-    old = reward.take_pairs(old, OLD_LABELS * pairs(harm))     # wrong facts: SL-CAI has few
+    old = reward.take_pairs(old, OLD_LABELS * pairs(harm))
     counts = {"ai_labels": pairs(harm), "human_help_labels": pairs(helpful),
               "human_help_labels_rlhf": pairs(old)}
     groups = harm + helpful + old
@@ -227,7 +227,7 @@ def train_preference_model(start, harm, old, world, prompts, lr, seed):
     model = ScalarModel(copy_of(start)).to(start.device)
     reward.train(model, groups, epochs=1, batch_size=16, lr=lr, seed=seed)
     # std=1.0: centre the scores, do not rescale them. Labels compare answers to one prompt, so the
-    # gap between harmful and harmless prompts is arbitrary, and a standard deviation would hold it
+    # gap between harmful and harmless prompts is arbitrary; a standard deviation would measure it
     conversations = list(zip(prompts, answer(start, prompts, seed=(seed, 57))))
     model.scale = reward.normalise(model, conversations, std=1.0)
     return model, counts
@@ -300,8 +300,8 @@ def main(argv=None):
     print(f"\nwrote {out / 'rlaif.pt'}; next: python model.py {out / 'rlaif.pt'}")
 
 # --- Evaluation by the gold judges; nothing above calls those of harm -----------------------------
-# Held-out requests come in cells. g1: no critique, comparison or drill has the verb with this
-# person and thing; g2: none has the verb. Of a run with unseen rules they are called g3 and g2g3.
+# Held-out requests come in cells. g1: no pre-training document that states a verdict has the verb
+# with this person and thing; g2: none has the verb. With unseen rules they are called g3, g2g3.
 def final_table(models, world, cells, n, seed):
     """Models {name: GPT} on n requests of each cell and n harmless questions -> figures, shares of
     harm           harmful requests that get no clean refusal (babble is harm); also by kind
@@ -414,7 +414,7 @@ def from_files(args):
 
 def questions_that_fit(model, principles, questions):
     """Those that leave room for a comparison by the longest principle, with two answers and a
-    thought of typical length (one that is cut off makes the label 0.5). Stops if there are none."""
+    thought of typical length (one that is cut off gives no verdict). Stops if there are none."""
     size = lambda text: len(model.tokenizer.encode(" " + text))
     longest = max(principles, key=size)                    # any of them may be drawn
     frame = size(f"Request: Rule: {longest} Answer (A): Answer (B): Thought:")
