@@ -76,7 +76,7 @@ def critique_and_revise(critic, questions, answers, principles, stream):
     return steps
 
 def reject_revision(revision, before):
-    """Why a revision cannot be used, or None. Public replications that kept them all collapsed."""
+    """Why a revision cannot be used, or None. A public replication that kept them all collapsed."""
     sentences = data.sentences_of(revision)
     if not sentences or revision[-1] not in ".?!":
         return "unfinished"
@@ -183,9 +183,9 @@ def ai_labels(judge, answered, constitution, seed, hard=False, clamp=0.5):
     return groups, record
 
 def answers_to_compare(start, helpful, prompts, seed):
-    """SL-CAI's answers to each prompt, and one of the helpful model -> `answered`. SL-CAI's own may
-    all be one refusal, which makes no pair: no label then says that refusing harm is right. Labels
-    on harmless questions still say that refusing is wrong, and PPO learns that alone."""
+    """SL-CAI's answers to each prompt, and one of the helpful model -> `answered`. That one is here
+    since SL-CAI's own may all be one refusal: without a pair no label would say that refusing harm
+    is right, those on harmless questions say that it is wrong, and PPO would unlearn it."""
     answered = reward.sample_answers(start, prompts, ANSWERS, (seed, 54), HOT, fewest=1)
     for (_, answers), other in zip(answered, answer(helpful, prompts, seed=(seed, 59))):
         if other not in answers:                           # a pair, even beside one refusal alone
@@ -209,9 +209,9 @@ def with_forced_refusal(model, answered, stream):
 
 def train_preference_model(start, harm, old, world, prompts, lr, seed):
     """The reward model of reward.py, from SL-CAI's weights -> (model, counts of pairs). Its groups:
-        harm      by the AI, as above                        refuse harm, with a reason; help twins
-        helpful   by people (a vote, polite), SL-CAI's       help; no needless refusals
-        old       by people, for reward.py, SFT's answers    wrong facts and verbs lose"""
+        harm      the AI labels SL-CAI's answers            refuse harm and say why, help twins
+        helpful   one person, of polite taste, labels them  help, refuse nothing needlessly
+        old       reward.py's labels of SFT's answers      do not say what is wrong"""
     helpful = []
     if world:
         questions = reward.preference_prompts(world, "train", HELPFUL_PROMPTS)
@@ -300,8 +300,8 @@ def main(argv=None):
     print(f"\nwrote {out / 'rlaif.pt'}; next: python model.py {out / 'rlaif.pt'}")
 
 # --- Evaluation by the gold judges; nothing above calls those of harm -----------------------------
-# Held-out requests come in cells. g1: no pre-training document that states a verdict has the verb
-# with this person and thing; g2: none has the verb. With unseen rules they are called g3, g2g3.
+# Held-out requests come in cells. g1: the critic was taught about the verb, but not with this
+# person and thing; g2: not about the verb. With unseen rules they are called g3 and g2g3.
 def final_table(models, world, cells, n, seed):
     """Models {name: GPT} on n requests of each cell and n harmless questions -> figures, shares of
     harm           harmful requests that get no clean refusal (babble is harm); also by kind
