@@ -352,8 +352,7 @@ class Dice:
     """Random choices that keep account of their own log-probability.
 
     `logp` is in nats: after one pick of 4 and one of 2 it is -ln 8. The mean of -logp over
-    documents is the entropy of the generator, the floor under every loss (Shannon 1948).
-    """
+    documents is the entropy of the generator, the floor under every loss (Shannon 1948)."""
 
     def __init__(self, *key):
         self.rng, self.logp = random.Random(" ".join(map(str, key))), 0.0
@@ -718,12 +717,15 @@ def best_answer(world, question, taste="polite"):
     hands = [full, f"{POLITE[0]} {full}", f"{RAMBLE[0]} {full} {RAMBLE[2]}"]
     return max(hands, key=lambda reply: utility(world, question, reply, taste))
 
-def win_rate(utilities, others, seed=0):
+def win_rate(utilities, others, questions, seed=0):
     """Win rate of answers over others to the same questions, by their utilities, a tie half a win,
     and its 95% interval, bootstrapped over the questions: 1 2 3 wins .5 against 1 1 4."""
     wins = 0.5 + 0.5 * np.sign(np.array(utilities) - np.array(others))     # 1, 1/2 or 0
-    drawn = np.random.default_rng(seed).integers(0, len(wins), (1000, len(wins)))
-    low, high = np.quantile(wins[drawn].mean(1), (0.025, 0.975))
+    # over different ones: what is asked again is no new case, and makes the interval too narrow
+    _, which = np.unique(list(map(str, questions)), return_inverse=True)
+    won, asked = np.bincount(which, wins), np.bincount(which)      # of each different question
+    drawn = np.random.default_rng(seed).integers(0, len(asked), (1000, len(asked)))
+    low, high = np.quantile(won[drawn].sum(1) / asked[drawn].sum(1), (0.025, 0.975))
     return {"win_rate": wins.mean(), "win_rate_low": low, "win_rate_high": high}
 
 GOLD_HARM_CALLS = Counter()                     # of the judges below; rlaif.py shows: 0 in training
@@ -830,8 +832,7 @@ def train_bpe(text, vocab_size):
         h+ug, twice      hug     _ hug     _ m ug       id 257; every other pair occurs once,
         _+m, (32, 109)   hug     _ hug     _m ug        id 258  so the lowest ids go first
         _+hug            hug     _hug      _m ug        id 259
-        _m+ug            hug     _hug      _mug         id 260, and nothing is left to merge
-    """
+        _m+ug            hug     _hug      _mug         id 260, and nothing is left to merge"""
     vocab = [bytes([i]) for i in range(256)]    # with these any text can be written
     # each word once, and how often: prose of 20 million letters has some 100,000 different words
     times = Counter(re.findall(SPLIT, text))

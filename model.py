@@ -6,8 +6,7 @@
 
 Sizes: B batch, T tokens, C channels, H heads, D channels a head, V vocabulary. And everywhere
 
-    logits[:, t] predicts tokens[:, t+1], so logp[:, t] belongs to tokens[:, t+1]
-"""
+    logits[:, t] predicts tokens[:, t+1], so logp[:, t] belongs to tokens[:, t+1]"""
 import argparse
 import atexit
 import contextlib
@@ -74,11 +73,12 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """GPT-2 (Radford et al. 2019): learned positions, LayerNorm first, tanh-approximated GELU, the
     head tied to the embedding. It carries its `tokenizer` and the seed of its world (or None)."""
-    def __init__(self, config, tokenizer=None, world_seed=None):
+    def __init__(self, config, tokenizer=None, world_seed=None, published=False):
         super().__init__()
         if config.channels % config.heads:
             raise SystemExit(f"{config.channels} channels are no multiple of {config.heads} heads")
-        self.config, self.tokenizer, self.world_seed = config, tokenizer, world_seed
+        self.config, self.tokenizer = config, tokenizer
+        self.world_seed, self.published = world_seed, published    # its weights come from GPT-2's
         self.tokens = nn.Embedding(config.vocab_size, config.channels)
         self.positions = nn.Embedding(config.context, config.channels)     # learned: no longer text
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -86,8 +86,7 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             if p.dim() > 1:
                 residual = name.endswith(("out.weight", "down.weight"))  # 2 * layers add up
-                std = 0.02 / math.sqrt(2 * config.layers) if residual else 0.02
-                nn.init.normal_(p, std=std)
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.layers) if residual else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
@@ -97,8 +96,7 @@ class GPT(nn.Module):
         """Tokens (B, T) -> the last layer's output (B, T, C), normalised.
         `segments` (B, T): which document a token belongs to, 0 for padding; None: one document a
         row. With `caches`, one a layer, the tokens continue what is cached, and the segments, then
-        (B, T_keys), are those of all. ValueError where T does not fit the context.
-        """
+        (B, T_keys), are those of all. ValueError where T does not fit the context."""
         T = tokens.shape[1]
         if T > self.config.context:
             raise ValueError(f"{T} tokens do not fit the context of {self.config.context}")
@@ -112,7 +110,9 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def head(self, hidden):                                # (..., C) -> logits (..., V)
-        return F.linear(hidden, self.tokens.weight)        # tied: a token's embedding is its scorer
+        logits = F.linear(hidden, self.tokens.weight)      # tied: a token's embedding is its scorer
+        logits[..., self.tokenizer.pad] = -1e9             # p is 0, for padding marks gaps, and is
+        return logits                                      # not said. With -inf a KL would be nan
 
     def forward(self, tokens, segments=None):              # (B, T) -> logits (B, T, V)
         return self.head(self.hidden(tokens, segments))
@@ -126,8 +126,7 @@ def attention_mask(segments, T):
                                  . . 1 .          the second document starts afresh
                                  . . 1 1          -> bool (B, 1, T, T_keys)
 
-    Padding sees the padding before it: a softmax over an empty row would be NaN.
-    """
+    Padding sees the padding before it: a softmax over an empty row would be NaN."""
     T_keys = segments.shape[1]
     same = segments[:, -T:, None] == segments[:, None, :]  # (B, T, T_keys)
     causal = torch.ones(T, T_keys, dtype=torch.bool, device=segments.device).tril(T_keys - T)
@@ -159,7 +158,7 @@ class ScalarModel(nn.Module):
 
 def copy_of(gpt):
     """A second GPT with the same weights: the frozen reference, the start of a reward model."""
-    twin = GPT(gpt.config, gpt.tokenizer, gpt.world_seed).to(gpt.device)   # its weights go at once
+    twin = GPT(gpt.config, gpt.tokenizer, gpt.world_seed, gpt.published).to(gpt.device)
     twin.load_state_dict(gpt.state_dict())
     return twin.eval()
 
@@ -214,8 +213,7 @@ def generate(model, prompts, max_new, temperature=1.0, seed=(0,), stop=(), trunc
     """Continue each prompt (a list of ids) by at most `max_new` tokens -> lists of new ids,
     end-of-text included where the model ended by itself; `stop`: further ids that end a reply.
     The noise of a sequence depends on `seed` (a tuple of ints) and its index, not on what else is
-    in the batch. ValueError where a prompt leaves no room in the context.
-    """
+    in the batch. ValueError where a prompt leaves no room in the context."""
     replies, stops = [], torch.tensor([model.tokenizer.eot, *stop], device=model.device)
     for first in range(0, len(prompts), SAMPLING_BATCH):
         batch = prompts[first:first + SAMPLING_BATCH]      # noise for all of a reply, used or not
@@ -229,14 +227,13 @@ def generate_batch(model, prompts, noise, temperature, stops, truncate):
     """One batch of `generate`, noise (B, max_new) -> lists of new ids."""
     pad = model.tokenizer.pad
     hidden, segments, caches = prefill(model, prompts, noise.shape[1])
-    max_new = segments.shape[1] - caches[0].used           # fewer, where the context ends
+    start, max_new = caches[0].used, segments.shape[1] - caches[0].used
     replies = torch.full((len(prompts), max_new), pad, device=model.device)
     rows = torch.arange(len(prompts), device=model.device)     # the replies that still go on
     ended = torch.zeros_like(rows, dtype=torch.bool)
     for t in range(max_new):
-        logits = model.head(hidden)                        # (B, V)
-        logits[:, pad] = -torch.inf                        # padding marks where a reply is over
-        chosen = sample(logits, noise[rows, t], temperature, truncate)
+        ended |= segments[:, start + t] == 0               # the context has no room for more
+        chosen = sample(model.head(hidden), noise[rows, t], temperature, truncate)     # (B,)
         replies[rows, t] = chosen = torch.where(ended, pad, chosen)
         ended |= torch.isin(chosen, stops)
         if ended.all() or t + 1 == max_new:                # there is nothing left to decode for
@@ -253,13 +250,12 @@ def prefill(model, prompts, max_new):
     different = {prompt: u for u, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     tokens = data.pad_rows(list(different), pad, left=True).to(model.device)
     U, P = tokens.shape         # different prompts, their length; padded left, so all end together
-    length = min(P + max_new, config.context)
-    if P >= length:
+    if P >= config.context:
         raise ValueError(f"a prompt of {P} tokens leaves no room in the context, {config.context}")
-    size = (U, config.heads, length, config.channels // config.heads)
+    size = (U, config.heads, P + max_new, config.channels // config.heads)
     caches = [LayerCache(*size, model.tokens.weight) for _ in range(config.layers)]
-    segments = torch.ones(U, length, dtype=torch.long, device=model.device)
-    segments[:, :P] = (tokens != pad).long()               # 1: prompt and reply, 0: padding
+    segments = F.pad((tokens != pad).long(), (0, max_new), value=1)    # 1: prompt and reply, where
+    segments = segments.masked_fill(segments.cumsum(1) > config.context, 0)    # the row has room
     hidden = model.hidden(tokens, segments[:, :P], caches)[:, -1]
     copies = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=model.device)
     return *keep_rows(copies, caches, hidden, segments), caches
@@ -272,8 +268,7 @@ def keep_rows(rows, caches, *tensors):
 
 def decode_one_token(model, chosen, segments, caches):
     """The tokens just chosen (B,) -> the hidden state (B, C) from which the next are chosen."""
-    so_far = caches[0].used + 1
-    return model.hidden(chosen[:, None], segments[:, :so_far], caches)[:, -1]
+    return model.hidden(chosen[:, None], segments[:, :caches[0].used + 1], caches)[:, -1]
 
 def answer(model, questions, max_new=MAX_NEW, temperature=1.0, seed=(0,), bare=False):
     """A list of questions, each a str or a list of turns -> the model's answers, as text. `bare`:
@@ -289,43 +284,42 @@ def save(path, **contents):
     """Write a checkpoint of plain values and tensors."""
     if rank():                                             # of several processes, rank 0 writes
         return
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")         # renamed when it is whole, for a crash
-    torch.save(contents, temporary)                        # must not leave half a file
+    temporary = Path(f"{path}.tmp")                        # renamed when it is whole, for a crash
+    temporary.parent.mkdir(parents=True, exist_ok=True)    # must not leave half a file
+    torch.save(contents, temporary)
     os.replace(temporary, path)
 
 def save_model(path, model, **more):
     """Write a GPT or a ScalarModel, with all that it takes to use it and what is in `more`."""
     path, gpt = Path(path), getattr(model, "gpt", model)
-    save(path, stage=path.stem, config=vars(gpt.config), model=model.state_dict(),
-         tokenizer=model.tokenizer.state(), world_seed=model.world_seed, **more)
+    save(path, **more, stage=path.stem, config=vars(gpt.config), published=gpt.published,
+         tokenizer=gpt.tokenizer.state(), world_seed=gpt.world_seed, model=model.state_dict())
     path.with_suffix(".resume.pt").unlink(missing_ok=True)     # the run is over
 
 def load(path, made_by=None):
-    """A checkpoint as a dict; `weights_only` means that no code hidden in the file can run. Stops
-    if there is none, naming the script that makes it."""
+    """A checkpoint as a dict; stops if there is none. `weights_only`: no code in it can run."""
     remedy = f"run `python {made_by}` first" if made_by else "check the path"
     if not Path(path).exists():
         raise SystemExit(f"{path} not found: {remedy}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:                             # whatever a file that is none runs into
-        name = type(error).__name__
-        raise SystemExit(f"{path} is not a checkpoint of this project ({name})") from None
+        raise SystemExit(f"{path} is not a checkpoint of this project "
+                         f"({type(error).__name__})") from None
 
 def load_gpt(path, made_by=None, device="cpu"):
     """A checkpoint of ours, or GPT-2 by name or folder -> GPT in eval mode, with its tokenizer."""
     if str(path) in GPT2_NAMES and not Path(path).exists():
         path = from_rank_0(lambda: find_gpt2(path))        # one downloads, all read
-    published = Path(path).is_dir() or Path(path).suffix in (".safetensors", ".bin")
-    checkpoint = read_gpt2(Path(path)) if published else load(path, made_by)
+    theirs = Path(path).is_dir() or Path(path).suffix in (".safetensors", ".bin")
+    checkpoint = read_gpt2(Path(path)) if theirs else load(path, made_by)
     if not {"model", "tokenizer"} <= checkpoint.keys() or "scale" in checkpoint:   # a reward model
         remedy = f": run `python {made_by}` first" if made_by else ""
         raise SystemExit(f"{path} holds no language model{remedy}")
     tokenizer = data.Tokenizer.load(checkpoint["tokenizer"])
     with torch.device("meta"):                             # no memory for weights that are replaced
-        model = GPT(GPTConfig(**checkpoint["config"]), tokenizer, checkpoint.get("world_seed"))
+        model = GPT(GPTConfig(**checkpoint["config"]), tokenizer, checkpoint.get("world_seed"),
+                    checkpoint.get("published", False))
     try:
         model.load_state_dict(checkpoint["model"], assign=True)
     except RuntimeError as error:
@@ -381,6 +375,12 @@ def common_flags(parser, init, seed):
     parser.add_argument("--seed", type=int, default=0, help=seed)
     parser.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+
+def gentle_rates(args, model, **rates):
+    """Fill in what no flag gave; {flag: (our rate, that for published weights, soon forgotten)}."""
+    for name, pair in rates.items():
+        if getattr(args, name) is None:
+            setattr(args, name, pair[bool(model and model.published)])
 
 def pick_device(name=None):
     """The device of that name, or else cuda, mps or cpu; stops if it cannot be used."""
@@ -556,7 +556,7 @@ def read_gpt2(path):
     if None in sizes or tokenizer == "gpt2" and sizes[0] != 50260:
         raise SystemExit(f"{config_file} is no GPT-2 of 50257 tokens: {GPT2_SIZES} are {sizes}")
     return dict(config=vars(GPTConfig(*sizes)), model=weights, tokenizer=tokenizer,
-                world_seed=config.get("world_seed"))
+                world_seed=config.get("world_seed"), published=True)
 
 # --- Chat -----------------------------------------------------------------------------------------
 

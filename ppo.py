@@ -28,17 +28,17 @@ from tqdm import tqdm
 import data
 import reward as reward_stage                              # `reward` is what a token earns
 from model import (MAX_NEW, ScalarModel, answer, common_flags, copy_of, generate, load_gpt,
-                   pick_device, positive, resume, save_model, save_progress)
+                   gentle_rates, pick_device, positive, resume, save_model, save_progress)
 
 # Letters: B answers, T tokens of prompt and answer, V vocabulary, R = T - 1 positions that choose a
 # token: what stands at [:, t] belongs to the choice of tokens[:, t+1]. A mask (B, R) is 1 where
 # that token is one of the answer, 0 in the prompt and in the padding (drawn at `rollout`).
 MAX_APPROX_KL = 0.2               # nats per token from the policy that answered: stop the update
+RATES = {"lr": (1.5e-4, 1e-5), "value_lr": (5e-4, 1e-5)}  # peaks: ours, that of published weights
 
 def token_logprobs(model, tokens, segments=None, temperature=1.0):     # (B, T) -> (B, R)
     """log p(tokens[:, t+1]) at [:, t] under the distribution that sampling at `temperature` uses:
-    logits (0, ln 3) are p = (1/4, 3/4); where token 1 comes next, this is log(0.75) = -0.29.
-    (Sampling also forbids the pad token, whose p is next to nothing in a trained model.)"""
+    logits (0, ln 3) are p = (1/4, 3/4); where token 1 comes next, this is log(0.75) = -0.29."""
     logits = model(tokens, segments)[:, :-1] / temperature
     return logits.log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
 
@@ -47,8 +47,7 @@ def token_rewards(logp, logp_ref, mask, scores, beta):     # (B, R) x 3, (B,) ->
     answer add up to beta * log(p(answer) / p_ref(answer)), whose mean is beta * KL(policy || ref).
 
         logp - logp_ref   1   0  -8
-        mask              1   1   0     beta 0.1, score 2   ->   rewards  -0.1  2  0
-    """
+        mask              1   1   0     beta 0.1, score 2   ->   rewards  -0.1  2  0"""
     rewards = -beta * (logp - logp_ref) * mask
     # count 1, 2, 3 ... along the row: the largest count under the mask is at its last 1
     last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)   # (B,)
@@ -66,8 +65,7 @@ def advantages_and_returns(rewards, values, mask, gamma=1.0, lam=0.95):    # -> 
 
     (Expected .5, then .6: the first token was worth .1. After the last, the value is 0.)
     lam 1: A = all rewards to come - values[t], right on average, but noisy. lam 0: A = delta, less
-    noisy, but as wrong as the value model. gamma discounts rewards that come later; 1: not at all.
-    """
+    noisy, but as wrong as the value model. gamma discounts later rewards; 1: not at all."""
     # past an answer's end there is nothing to expect, whatever the value model says of padding
     values, advantages = values * mask, torch.zeros_like(rewards)
     running = next_value = torch.zeros_like(rewards[:, 0])     # (B,)
@@ -97,8 +95,7 @@ def policy_loss(logp_new, logp_old, advantages, mask, clip=0.2):       # (B, R) 
     or a bad one less likely, nothing more is gained:
 
         ratio 1.5, A  1  ->  -min( 1.5,  1.2) = -1.2    far enough: the gradient is 0
-        ratio 1.5, A -1  ->  -min(-1.5, -1.2) =  1.5    gone the wrong way: never clipped
-    """
+        ratio 1.5, A -1  ->  -min(-1.5, -1.2) =  1.5    gone the wrong way: never clipped"""
     # exp(100) is inf, inf * 0 is nan, and the run is over; e^20 is far outside of any clip
     ratio = (logp_new - logp_old).clamp(-20, 20).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
@@ -135,8 +132,7 @@ def rollout(policy, reference, questions, max_new, minibatch, seed):
         tokens     <user>  Where   ?    <assistant>  Oslo    .    <eot>  <pad>
         segments      1      1     1         1         1     1      1      0
         mask          0      0     0         1         1     1      0       1: next is the answer's
-        next        Where    ?  <assist.>  Oslo        .   <eot>  <pad>
-    """
+        next        Where    ?  <assist.>  Oslo        .   <eot>  <pad>"""
     tokenizer, device = policy.tokenizer, policy.device
     prompts = [data.chat_prompt(tokenizer, question) for question in questions]
     # temperature 1, no top-k, no top-p: else these were not samples of what is scored below, the
@@ -190,8 +186,7 @@ def update(policy, value, optimizer, batch, epochs, minibatch, clip):
         logp_new = token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
         values_new = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
         logratio = (logp_new - logp_old).detach() * mask
-        # catches dropout, other segments, a policy that moved: errors of 0.1 and more. Rounding,
-        # which differs with the rows that are read together, stays far below, on a GPU too
+        # catches dropout, other segments, a policy that moved: 0.1 and more, far above rounding
         if not steps and not logratio.abs().max() <= 0.01:     # not <=: nan is caught, too
             raise AssertionError(f"the first ratio is exp({logratio.abs().max():.2g}), not 1")
         # KL(old || new), for the samples are the old policy's; k3, since it is never negative
@@ -260,8 +255,8 @@ def describe(batch):
 
 def value_from(reward_model):
     """A value model that starts as the reward model, on its scale: it knows language and taste, and
-    learns in `update` what to expect in mid-answer. It shares nothing with the policy: in a common
-    trunk its loss would drag the policy along (Stiennon et al. 2020)."""
+    learns in `update` what to expect in mid-answer. In a common trunk with the policy its loss
+    would drag that along (Stiennon et al. 2020)."""
     scale = reward_model.scale                             # (raw - mean) / std, now in the head
     value = ScalarModel(copy_of(reward_model.gpt)).to(reward_model.device)
     with torch.no_grad():
@@ -271,10 +266,14 @@ def value_from(reward_model):
 
 def on_scale(raw, replies, scale, tokenizer):              # (B,) -> (B,)
     """Raw scores on a fixed scale, on which the reference's answers have mean 0 and a minimum of
-    "lowest" (reward.normalise). A reply that did not end gets 1 less than that: the reward model is
-    read at end-of-text and has never seen an answer without one."""
+    "lowest" (reward.normalise). A reply that did not end, of which the reward model knows nothing,
+    never pays: it gets a standard deviation less than that, or than a still lower one beside it."""
     ended = torch.tensor([reply[-1] == tokenizer.eot for reply in replies], device=raw.device)
-    return torch.where(ended, (raw - scale["mean"]) / scale["std"], scale["lowest"] - 1)
+    scores = (raw - scale["mean"]) / scale["std"]
+    margin, lowest = scale.get("margin", 1.0), scale["lowest"]     # 1: a unit is a deviation here
+    if ended.any() and scores[ended].min() < lowest - margin:
+        lowest = scores[ended].min()                       # of this batch alone, for --resume
+    return torch.where(ended, scores, lowest - margin)
 
 def score_by_model(reward_model):
     """-> score_answers, for `judge`, by a reward model. (By others: docs/lab/own_reward.py.)"""
@@ -302,14 +301,15 @@ def evaluate(policy, before, world, n, seed, taste):
         shares = {"correct": right, "howto_correct": right[::2], "facts_correct": right[1::2]}
         for what, values in ({"gold": gold[name]} | shares).items():
             figures[f"{what}_{name}"] = np.mean(values)
-    figures |= data.win_rate(gold["ppo"], gold["sft"])
-    figures["win_rate_over_greedy"] = data.win_rate(gold["ppo"], gold["sft_greedy"])["win_rate"]
+    figures |= data.win_rate(gold["ppo"], gold["sft"], questions)
+    greedy = data.win_rate(gold["ppo"], gold["sft_greedy"], questions)["win_rate"]
+    figures["win_rate_over_greedy"] = greedy
     gained, possible = (figures[f"gold_{x}"] - figures["gold_sft"] for x in ("ppo", "best"))
     figures["gap_closed"] = gained / max(possible, 1e-9)   # the best answers may be no better
     return {name: float(x) for name, x in figures.items()}
 
 def prompts_that_fit(prompts, tokenizer, room):
-    """The prompts of at most `room` tokens: a longer one would cut short its batch's answers."""
+    """The prompts of at most `room` tokens: a longer one leaves its answer too few."""
     fit = [prompt for prompt in prompts if len(data.chat_prompt(tokenizer, prompt)) <= room]
     if not fit:
         raise SystemExit(f"no prompt fits: the context leaves {room} tokens beside an answer; "
@@ -328,8 +328,8 @@ def ppo_flags(parser, **defaults):
     flag("--epochs", type=positive, default=4, help="passes over a rollout")
     flag("--minibatch", type=positive, default=64, help="answers an optimizer step")
     flag("--clip", type=float, default=0.2, help="how far ratio and value may move in one update")
-    flag("--lr", type=float, default=1.5e-4, help="peak learning rate of the policy")
-    flag("--value-lr", type=float, default=5e-4, help="peak learning rate of the value model")
+    flag("--lr", type=float, help="peak learning rate of the policy; default: see RATES")
+    flag("--value-lr", type=float, help="peak learning rate of the value model; the same")
     flag("--value-warmup", type=int, default=0, help="iterations in which only the value learns")
     parser.set_defaults(**defaults)
 
@@ -354,6 +354,7 @@ def main(argv=None):
     args = read_args(argv)
     device, out = pick_device(args.device), Path(args.out)
     policy = load_gpt(args.init or out / "sft.pt", "sft.py", device)
+    gentle_rates(args, policy, **RATES)
     before = copy_of(policy)                               # for the comparison at the end
     world = None if args.prompts else data.world_of(policy)
     prompts = (reward_stage.preference_prompts(world, "train", 4000) if world
@@ -373,7 +374,6 @@ def main(argv=None):
     history = train(policy, value_from(reward_model), questions_at, score_by_model(reward_model),
                     args, gold if world and taste else None, (out / "ppo.resume.pt", args))
     save_model(out / "ppo.pt", policy)
-
     columns = {"kl_nats": "kl", "score": "score", "length_tokens": "length", "eos_rate": "eos_rate"}
     figures = {name: history[-1][column] for column, name in columns.items()}
     if world:

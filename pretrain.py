@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 import data
 from model import (GPT, GPTConfig, answer, autocast, common_flags, finish_training, from_rank_0,
-                   generate, load_gpt, mean_over_processes, parallel, positive, processes, rank,
-                   resume, save_model, save_progress, start_training)
+                   generate, gentle_rates, load_gpt, mean_over_processes, parallel, positive,
+                   processes, rank, resume, save_model, save_progress, start_training)
 
 IGNORE = -1                                    # as a target: nothing to predict here (padding)
 
@@ -63,7 +63,8 @@ def train(model, batch_at, args, evaluate, progress=None):
         began = time.perf_counter()
         factor = lr_factor(step, args.steps, args.warmup, args.decay)
         for optimizer, peak in zip(optimizers, (args.lr, args.muon_lr)):
-            optimizer.param_groups[0]["lr"] = peak * factor
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
         batch = batch_at(step)                             # depends on seed and step alone
         loss = backward(network, batch, args.grad_accum)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # against a single odd batch
@@ -113,14 +114,16 @@ def lr_factor(step, steps, warmup, decay):
 def make_optimizers(model, lr, muon_lr, momentum=0.95):
     """-> [Adam, Muon]: Muon for the matrices inside the blocks, Adam for embeddings (the tokens' is
     the head too), norms and biases; or [Adam] for everything, if muon_lr is 0."""
-    matrices = [p for p in model.blocks.parameters() if p.dim() == 2] if muon_lr else []
-    with_muon = {id(p) for p in matrices}                  # `p in matrices` would compare elements
+    inside = [(name, p) for name, p in model.blocks.named_parameters() if p.dim() == 2 and muon_lr]
+    with_muon = {id(p) for _, p in inside}                 # `p in ...` would compare elements
     rest = [p for p in model.parameters() if id(p) not in with_muon]
     # one call updates all: quicker on a GPU, and on a CPU if there is much to update
-    fused = rest[0].is_cuda or not matrices
     # not AdamW: weight decay is for texts that come again and again; the world's come only once
-    adam = torch.optim.Adam(rest, lr=lr, betas=(0.9, 0.95), fused=fused)
-    return [adam, Muon(matrices, muon_lr, momentum)] if matrices else [adam]
+    adam = torch.optim.Adam(rest, lr=lr, betas=(0.9, 0.95), fused=rest[0].is_cuda or not inside)
+    # q, k and v lie in one matrix: as one, that with the largest gradient would take the whole step
+    groups = [{"params": [p for name, p in inside if "qkv" not in name], "parts": 1},
+              {"params": [p for name, p in inside if "qkv" in name], "parts": 3}]
+    return [adam, Muon(groups, muon_lr, momentum)] if inside else [adam]
 
 class Muon(torch.optim.Optimizer):
     """Momentum, then orthogonalize (Jordan et al. 2024). A few directions dominate the gradient of
@@ -130,9 +133,10 @@ class Muon(torch.optim.Optimizer):
 
         average = momentum * average + (1 - momentum) * g
         ahead   = momentum * average + (1 - momentum) * g                          (Nesterov)
-        W       = W - lr * sqrt(max(1, rows / cols)) * orthogonalize(ahead)     (q, k, v: each)"""
+        W       = W - lr * sqrt(max(1, rows / cols)) * orthogonalize(ahead)
+    A group's matrices are so many `parts` on top of each other, and each is a W (q, k, v: 3)."""
     def __init__(self, params, lr, momentum=0.95):
-        super().__init__(params, dict(lr=lr, momentum=momentum))
+        super().__init__(params, dict(lr=lr, momentum=momentum, parts=1))
 
     @torch.no_grad()
     def step(self):
@@ -144,9 +148,7 @@ class Muon(torch.optim.Optimizer):
                 average = self.state[params[0]].setdefault("average", torch.zeros_like(g))
                 average.lerp_(g, 1 - group["momentum"])
                 ahead = g.lerp(average, group["momentum"])
-                # attention keeps q, k and v in one (3C, C): as one matrix, the one of them with the
-                # largest gradient would take nearly the whole step, so (n, 3C, C) -> (3n, C, C)
-                height = cols if rows == 3 * cols else rows
+                height = rows // group["parts"]            # q, k, v: (n, 3C, C) -> (3n, C, C)
                 update = orthogonalize(ahead.view(-1, height, cols)) * max(1, height / cols) ** 0.5
                 for p, u in zip(params, update.view(g.shape)):
                     p.sub_(u, alpha=group["lr"])
@@ -284,8 +286,8 @@ def read_args(argv=None):
     add("--batch-size", type=positive, default=8, help="rows per step, on all GPUs together")
     add("--grad-accum", type=positive, default=1, help="micro-batches a GPU cuts its rows into")
     add("--compile", action="store_true", help="torch.compile: a wait, then faster steps on a GPU")
-    add("--lr", type=float, help="peak of Adam's rate; default: 3e-3, from GPT-2's weights 3e-5")
-    add("--muon-lr", type=float, help="the same for Muon, 0: only Adam; default: 0.005, GPT-2: 0")
+    add("--lr", type=float, help="peak of Adam's rate; default: 3e-3, published weights: 3e-5")
+    add("--muon-lr", type=float, help="Muon's, 0: only Adam; default: 0.005, published weights: 0")
     add("--muon-momentum", type=float, default=0.95, help="less suits a run of some hundred steps")
     add("--warmup", type=int, default=50, help="steps of linear warm-up")
     add("--decay", type=float, default=0.7, help="share of the run over which the rate falls to 0")
@@ -302,9 +304,7 @@ def main(argv=None):
                          "choose a multiple of --grad-accum times processes")
     torch.manual_seed(args.seed)                           # for the weights; batches have their own
     model = load_gpt(args.init, device=device) if args.init else None
-    gentle = model and model.tokenizer.vocab == "gpt2"     # forgets soon: nanoGPT's low rate
-    args.lr = (3e-5 if gentle else 3e-3) if args.lr is None else args.lr
-    args.muon_lr = (0 if gentle else 0.005) if args.muon_lr is None else args.muon_lr
+    gentle_rates(args, model, lr=(3e-3, 3e-5), muon_lr=(0.005, 0))     # 3e-5: nanoGPT's
     args.context = min(args.context, model.config.context) if model else args.context
     source = from_file if args.data else from_world
     tokenizer, batch_at, evaluate, report, kinds = source(args, model and model.tokenizer)

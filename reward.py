@@ -10,7 +10,7 @@ not always agree. The reward model never sees u. It learns from groups: a prompt
 answers, and for each pair (i, j, target): `target` is the share of annotators who preferred i.
     ("Where does Ann live?", ["In Oslo.", "In Rome.", "Oslo!"], [(0, 1, 1.0), (0, 2, 2/3), ...])
 Eq. 1 takes the mean within each prompt first. Here all pairs count alike: a prompt has 2 to 11
-answers (8 samples, 3 strays), so 1 to 11 * 10 / 2 = 55 pairs; a lone one would weigh as much as 55.
+answers (8 samples, 3 strays), so 1 to 55 pairs, and a lone one would weigh as much as 55.
 
     python reward.py [--data FILE]      writes out/reward.pt; FILE: see read_preferences in data.py
     python reward.py --annotator curt   another taste (or chatty); yours: docs/lab/annotate.py
@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 import data
 from model import (GPT, GPTConfig, ScalarModel, answer, autocast, common_flags, finish_training,
-                   from_rank_0, load, load_gpt, mean_over_processes, my_share, parallel, positive,
-                   resume, save_model, save_progress, start_training)
+                   from_rank_0, gentle_rates, load, load_gpt, mean_over_processes, my_share,
+                   parallel, positive, resume, save_model, save_progress, start_training)
 from sft import freeze_words
 
 def preference_loss(r_first, r_second, target):            # (N,), (N,), (N,) -> scalar
@@ -147,31 +147,26 @@ def train(reward_model, groups, epochs, batch_size, lr, seed, progress=None):
         torch.nn.utils.clip_grad_norm_(reward_model.parameters(), 1.0)     # against one odd batch
         optimizer.step()
         if step % 10 == 9 or step + 1 == len(order):
-            # did most annotators prefer the first? A tie, 0.5, counts as a win of the second
-            agree = ((r[first] > r[second]) == (target > 0.5)).float().mean() * weight
-            loss, agree = mean_over_processes(loss).item(), mean_over_processes(agree).item()
+            agree = (r[first] > r[second]) == (target > 0.5)       # nobody can agree with a tie
+            sums = torch.stack([loss.detach(), agree[target != 0.5].sum(), (target != 0.5).sum()])
+            loss, agree, decided = mean_over_processes(sums).tolist()
+            agree /= max(decided, 1e-9)
             bar.set_postfix(loss=f"{loss:.3f}", agree=f"{agree:.2f}")
             history.append({"step": step + 1, "train_loss_nats": loss, "train_agreement": agree})
             save_progress(progress, step + 1, history, model=reward_model, optimizer=optimizer)
     return history
 
 def normalise(reward_model, conversations, std=None):
-    """Raw scores of reference conversations -> their mean, their standard deviation (or the given
-    one), and the lowest of (raw - mean) / std: of 1 2 6, mean 3, std 2.65, lowest -0.76."""
+    """Raw scores of reference conversations -> their mean; std, their standard deviation or the
+    given one; on that scale lowest, their minimum, and margin, their deviation: of 1 2 6,
+    mean 3, std 2.65, lowest -0.76, margin 1."""
     # the loss sees differences alone, so the level is arbitrary; PPO's KL penalty needs a fixed one
     raw = score_texts(reward_model, conversations)
-    mean, std = raw.mean().item(), std or raw.std().item()
-    if not std > 0:                                        # 0, or not a number
+    mean, spread = raw.mean().item(), raw.std().item()
+    if not spread > 0:                                     # 0, or not a number
         raise SystemExit("the reference answers all score alike: raise --prompts, or lower --lr")
-    return {"mean": mean, "std": std, "lowest": (raw.min().item() - mean) / std}
-
-def expected_calibration_error(predicted, known, bins=10):     # (N,), (N,) -> number
-    """Sort the pairs into bins by predicted probability; in each, the gap of mean prediction and
-    mean truth, weighted by its pairs (Guo et al. 2017). By hand: predicted .62 .68 .95, known .72
-    .60 .85 -> (|1.30 - 1.32| in the bin from .6, |.95 - .85| in the last) / 3 pairs = .04."""
-    which = (predicted * bins).long().clamp(max=bins - 1)      # 1.0 belongs to the last bin
-    gaps = [(predicted - known)[which == b].sum().abs() for b in range(bins)]
-    return sum(gaps).item() / len(predicted)
+    std = std or spread
+    return dict(mean=mean, std=std, lowest=(raw.min().item() - mean) / std, margin=spread / std)
 
 def evaluate(reward_model, world, answered, taste="polite"):
     """Held-out [(question, answers)] -> figures, with u for the true probability of each label."""
@@ -193,23 +188,27 @@ def evaluate(reward_model, world, answered, taste="polite"):
     p_longer = torch.where(words[first] > words[second], predicted, 1 - predicted)
     equal = (u[first] == u[second]) & (words[first] != words[second])
     return {"accuracy": accuracy, "ceiling": ceiling, "pairs_heldout": len(known),
-            "calibration_error": (predicted - known).abs().mean().item(),      # pair by pair
-            "ece": expected_calibration_error(predicted, known),   # by bins: plain labels suffice
+            "calibration_error": (predicted - known).abs().mean().item(),
             "correlation": torch.corrcoef(torch.stack([r, u]))[0, 1].item(),
             "longer_wins": p_longer[equal].mean().item(),
             "share_of_ceiling": (accuracy - 0.5) / max(ceiling - 0.5, 1e-9)}   # all equal: no 0/0
 
 def agreement(reward_model, groups):
     """The evaluation where u is unknown: with how many of a prompt's labels the model agrees, mean
-    and 95% interval from drawing prompts anew, since pairs of one prompt share answers."""
-    hits = []
+    and 95% interval from drawing prompts anew, since pairs of one prompt share answers. A tie of
+    the annotators (0.5) is no label to agree with: left out, and counted."""
+    hits, ties = [], 0
     for question, answers, pairs in groups:
         r = score_texts(reward_model, [(question, a) for a in answers])
-        hits.append(np.mean([(r[i] > r[j]).item() == (target > 0.5) for i, j, target in pairs]))
+        right = [(r[i] > r[j]).item() == (t > 0.5) for i, j, t in pairs if t != 0.5]
+        hits, ties = [*hits, right], ties + len(pairs) - len(right)
+    hits = [np.mean(right) for right in hits if right]
+    if not hits:
+        raise SystemExit("the labels held out are all ties: give more preferences")
     drawn = np.random.default_rng(0).choice(hits, (1000, len(hits))).mean(1)
     low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
     return {"accuracy": float(np.mean(hits)), "accuracy_low": low, "accuracy_high": high,
-            "prompts_heldout": len(hits)}
+            "prompts_heldout": len(hits), "ties_heldout": ties}
 
 def groups_of(pairs):
     """[(prompt, chosen, rejected)] -> groups; for a pair compared twice or more, the mean vote."""
@@ -297,7 +296,7 @@ def read_args(argv=None):
     p.add_argument("--pairs", type=positive, help="pairs to learn from; default: all")
     p.add_argument("--epochs", type=positive, default=1, help="more than 1 only if pairs are few")
     p.add_argument("--batch-size", type=positive, default=8, help="questions a step, on all GPUs")
-    p.add_argument("--lr", type=float, default=6e-4, help="peak learning rate of Adam")
+    p.add_argument("--lr", type=float, help="peak; default: 6e-4, of published weights 3e-5")
     common_flags(p, "the SFT model; default: OUT/sft.pt", "seed of samples, labels and order")
     return p.parse_args(argv)
 
@@ -305,6 +304,7 @@ def main(argv=None):
     args = read_args(argv)
     device, out = start_training(args.device), Path(args.out)
     policy = load_gpt(args.init or out / "sft.pt", "sft.py", device)
+    gentle_rates(args, policy, lr=(6e-4, 3e-5))
     out.mkdir(parents=True, exist_ok=True)
     world, source = (None, from_file) if args.data else (data.world_of(policy), from_world)
     groups, tests, reference = from_rank_0(lambda: source(policy, args))

@@ -50,8 +50,7 @@ Never steal, break or lie.                   Do not hurt, scare, mock or poison.
 Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or mock."""
 SL_EPOCHS = 5              # after fewer, SL-CAI still complies now and then when it is sampled
 ANSWERS, HOT = 6, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
-HELPFUL_PROMPTS = 500      # harmless ones, on which people compare SL-CAI's answers
-OLD_LABELS = 4             # people's labels from reward.py per label of the AI
+HELPFUL_PROMPTS, OLD_LABELS = 500, 4   # people label so many prompts; old labels per AI label
 CRITIQUE_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 96, 64, 40            # cut off at these lengths
 TYPICAL_ANSWER, TYPICAL_THOUGHT = 48, 40                               # tokens to leave room for
 COMPARISONS = 128          # judged together: what a small memory holds
@@ -63,8 +62,7 @@ def critique_and_revise(critic, questions, answers, principles, stream):
     where there is none (no fault, or cut off before), and "" where it was cut off itself.
         Request: How do I nab Ann's hat? Answer: Use a hook. Rule: Never steal. Critique:
             That is to steal. The rule forbids it ... Revision: Sorry, I will not help with that ...
-    The paper asks for one, then for the other. Our critic learnt both in this form, that of
-    data.critique: whoever changes it must change both, and pre-train again."""
+    The paper asks for one, then for the other; our critic learnt both so, from data.critique."""
     tokenizer, cases, steps = critic.tokenizer, zip(questions, answers, principles), []
     form = "Request: {} Answer: {} Rule: {} Critique:"
     prompts = [data.bare_prompt(tokenizer, form.format(*case)) for case in cases]
@@ -137,8 +135,8 @@ def prefer_first(judge, questions, firsts, seconds, principles, stream):
     """The judge's P(A), where A is the first answer and B the second, after a thought -> (N,).
         Request: ... Rule: ... Answer (A): ... Answer (B): ... Thought:
             ... The better answer is (          <- sampled up to here; then P(A) and P(B) are read
-    Only these count: .30 and .10 give .75. A thought that was cut off gives 0.5. The form is that
-    of data.comparison: whoever changes it must change both, and pre-train again."""
+    Only these count: .30 and .10 give .75. It is nan, for no verdict, if the thought was cut off or
+    neither letter is the likeliest token there. The form is that of data.comparison."""
     tokenizer, cases = judge.tokenizer, zip(questions, principles, firsts, seconds)
     form = "Request: {} Rule: {} Answer (A): {} Answer (B): {} Thought:"
     prompts = [data.bare_prompt(tokenizer, form.format(*case)) for case in cases]
@@ -149,21 +147,22 @@ def prefer_first(judge, questions, firsts, seconds, principles, stream):
     for i in range(0, len(rows), COMPARISONS):             # padded left: the bracket is last in all
         tokens = data.pad_rows(rows[i:i + COMPARISONS], tokenizer.pad, left=True).to(judge.device)
         hidden = judge.hidden(tokens, (tokens != tokenizer.pad).long())[:, -1]  # (batch, channels)
-        p_first.append(judge.head(hidden)[:, [A, B]].softmax(-1)[:, 0].cpu())   # (batch,)
+        logits = judge.head(hidden)                        # (batch, V)
+        letter = torch.isin(logits.argmax(-1), torch.tensor([A, B], device=judge.device))
+        p_first.append(logits[:, [A, B]].softmax(-1)[:, 0].where(letter, torch.nan).cpu())
     verdict = torch.tensor([thought[-1] == bracket for thought in thoughts])    # False: cut off
-    return torch.where(verdict, torch.cat(p_first), 0.5)
+    return torch.where(verdict, torch.cat(p_first), torch.nan)
 
 def both_orders(judge, questions, firsts, seconds, principles, stream):
-    """-> P(the first answer is better); forward, P(A) with the first as A; backward, P(A) with the
-    second as A; (N,) each. Small judges prefer a position: forward .9 and backward .5 make
-    (.9 + 1 - .5) / 2 = .7, but .9 and .9, from a judge who always says A, make .5."""
+    """-> P(the first is better); forward, backward, P(A) with the first or second as A; (N,) each.
+    Small judges prefer a position: .9, .5 make (.9 + 1 - .5) / 2 = .7; .9, .9 (always A) make .5"""
     forward = prefer_first(judge, questions, firsts, seconds, principles, (*stream, 61))
     backward = prefer_first(judge, questions, seconds, firsts, principles, (*stream, 62))
     return (forward + 1 - backward) / 2, forward, backward
 
 def ai_labels(judge, answered, constitution, seed, hard=False, clamp=0.5):
     """Compare every two answers to a question by a principle drawn for them -> groups; a record of
-    one dict per pair, where a_first, b_first are P(a is better) with a, or with b, as option A.
+    one dict per pair with a verdict: a_first, b_first are P(a is better) with a, or b, as option A.
     Soft labels within 0.5 +- clamp (0.5: no clamp; the paper: 0.1, because after a thought the
     verdict is too sure of itself), or `hard` ones: 1, 0, and 0.5 where the judge is undecided."""
     rng, asked = random.Random(f"labels {seed}"), []
@@ -176,16 +175,17 @@ def ai_labels(judge, answered, constitution, seed, hard=False, clamp=0.5):
     names = ("prompt", "a", "b", "principle", "label", "a_first", "b_first")
     numbers = torch.stack([labels, forward, 1 - backward], 1).double().round(decimals=4).tolist()
     record = [dict(zip(names, [*case, *row])) for case, row in zip(asked, numbers)]
+    record = [row for row in record if not np.isnan(row["label"])]
     targets, groups = iter(labels.tolist()), []            # one after the other, as in `asked`
     for question, answers in answered:
-        pairs = itertools.combinations(range(len(answers)), 2)
-        groups.append((question, answers, [(i, j, next(targets)) for i, j in pairs]))
-    return groups, record
+        pairs = [(*ij, next(targets)) for ij in itertools.combinations(range(len(answers)), 2)]
+        groups.append((question, answers, [pair for pair in pairs if not np.isnan(pair[2])]))
+    print(f"{len(asked) - len(record)} of {len(asked)} comparisons: no verdict, so left out")
+    return [group for group in groups if group[2]], record
 
 def answers_to_compare(start, helpful, prompts, seed):
-    """SL-CAI's answers to each prompt, and one of the helpful model -> `answered`. That one is here
-    since SL-CAI's own may all be one refusal: without a pair no label would say that refusing harm
-    is right, those on harmless questions say that it is wrong, and PPO would unlearn it."""
+    """SL-CAI's answers to each prompt, and one of the helpful model -> `answered`. SL-CAI's own may
+    all be one refusal: without that one no label would say that refusing harm is right."""
     answered = reward.sample_answers(start, prompts, ANSWERS, (seed, 54), HOT, fewest=1)
     for (_, answers), other in zip(answered, answer(helpful, prompts, seed=(seed, 59))):
         if other not in answers:                           # a pair, even beside one refusal alone
@@ -226,8 +226,7 @@ def train_preference_model(start, harm, old, world, prompts, lr, seed):
     torch.manual_seed(seed)                                # the new head depends on the seed alone
     model = ScalarModel(copy_of(start)).to(start.device)
     reward.train(model, groups, epochs=1, batch_size=16, lr=lr, seed=seed)
-    # std=1.0: centre the scores, do not rescale them. Labels compare answers to one prompt, so the
-    # gap between harmful and harmless prompts is arbitrary; a standard deviation would measure it
+    # std=1.0: not rescaled, as a standard deviation would measure the arbitrary gap between prompts
     conversations = list(zip(prompts, answer(start, prompts, seed=(seed, 57))))
     model.scale = reward.normalise(model, conversations, std=1.0)
     return model, counts
@@ -300,8 +299,8 @@ def main(argv=None):
     print(f"\nwrote {out / 'rlaif.pt'}; next: python model.py {out / 'rlaif.pt'}")
 
 # --- Evaluation by the gold judges; nothing above calls those of harm -----------------------------
-# Held-out requests come in cells. g1: the critic was taught about the verb, but not with this
-# person and thing; g2: not about the verb. With unseen rules they are called g3 and g2g3.
+# Cells of held-out requests: g1, the critic was taught about the verb, but not with this person
+# and thing; g2, not about the verb. With unseen rules: g3 and g2g3.
 def final_table(models, world, cells, n, seed):
     """Models {name: GPT} on n requests of each cell and n harmless questions -> figures, shares of
     harm           harmful requests that get no clean refusal (babble is harm); also by kind
@@ -333,7 +332,7 @@ def final_table(models, world, cells, n, seed):
 
 def say(found):
     """Print the means of {name: values}, three per line -> {name: mean}."""
-    figures = {name: float(np.mean(values)) for name, values in found.items()}
+    figures = {name: float(np.nanmean(values)) for name, values in found.items()}
     texts = [f"{name} {x:.3f}" for name, x in figures.items()]
     print("", *["   ".join(texts[i:i + 3]) for i in range(0, len(texts), 3)], sep="\n")
     return figures
@@ -350,11 +349,10 @@ def count_and_judge(traces, documents):
 
 def measure_critic(critic, judge, world, n, seed):
     """What critiques are worth on n held-out requests per cell, and labels on half as many, under
-    default and unseen rules -> figures. In data.verdict_cases and data.label_cases the rule names
-    the kind of harm ("covered", "harmful"), or does not ("silent": no fault, and neither answer is
-    better), or the request is a benign twin ("benign", "good": no fault, and help is better)."""
+    default and unseen rules -> figures. The rule names the harm ("covered", "harmful") or does not
+    ("silent": no fault, neither is better), or there is none ("benign", "good": help is better)."""
     questions = lambda acts: [act.question() for act in acts]
-    found = defaultdict(list)                              # name of a figure -> values
+    found = defaultdict(list)
     for cell, g2, which in (("g1", False, None), ("g2", True, None), ("unseen", False, "unseen")):
         acts = data.act_prompts(world, "test", n, harmful=True, g2=g2)
         rules = open_constitution(which, world)            # not those of this run
@@ -367,13 +365,14 @@ def measure_critic(critic, judge, world, n, seed):
         cases, asked, better, worse, principles = zip(*data.label_cases(acts[::2], rules, seed))
         labels = both_orders(judge, questions(asked), better, worse, principles, (seed, 64))
         for case, label, forward, backward in zip(cases, *map(torch.Tensor.tolist, labels)):
+            found["label_missing"].append(np.isnan(label))  # no verdict: nan, left out of the means
             if case == "silent":
                 found["label_silent_mean"].append(label)
             else:                                          # right 1, wrong 0, undecided 0.5
                 found[f"label_{case}_{cell}"].append((np.sign(label - 0.5) + 1) / 2)
                 found["label_error"].append(1 - label)
             found["position_bias"].append((forward + backward) / 2 - 0.5)  # P(A) beyond a half
-    return say(found | {"label_silent_spread": np.std(found["label_silent_mean"])})
+    return say(found | {"label_silent_spread": np.nanstd(found["label_silent_mean"])})
 
 # --- What the phases start from; files and flags --------------------------------------------------
 def load_models(inputs, init, device):
@@ -444,8 +443,9 @@ def show_trace(traces, judge, constitution, seed):
     print(f"revisions dropped: {data.reasons(dropped)}\n\n{trace['question']}\n  {first}")
     for step, text in zip(trace["steps"], later):
         print(f"principle: {step['principle']}\n  critique: {step['critique']}\n  answer: {text}")
-    _, (row,) = ai_labels(judge, [(trace["question"], [first, later[-1]])], constitution, seed)
-    print(f"principle: {row['principle']}\n  A first, B last: P(A is better) = {row['label']}")
+    _, rows = ai_labels(judge, [(trace["question"], [first, later[-1]])], constitution, seed)
+    for row in rows:                                       # one, or none: no verdict
+        print(f"principle: {row['principle']}\n  A first, B last: P(A is better) = {row['label']}")
 
 def read_args(argv=None):
     """The flags of this stage, in groups: phase 1, phase 2, PPO, files."""
@@ -461,8 +461,8 @@ def read_args(argv=None):
     flag("--hard", action="store_true", help="hard labels: 0, 1, or 0.5 if undecided")
     flag("--clamp", type=float, default=0.5, help="keep soft labels within 0.5 plus or minus this")
     flag("--pm-lr", type=float, default=5e-4, help="peak learning rate of the preference model")
-    # SL-CAI is good already: a value model that is not there yet would only throw it about
-    ppo.ppo_flags(p, beta=0.15, iterations=25, batch_size=128, lr=2e-4, value_warmup=4)
+    # a warm-up, as a value model that is not there yet would only throw SL-CAI about
+    ppo.ppo_flags(p, beta=0.15, iterations=25, lr=2e-4, value_lr=5e-4, value_warmup=4)
     flag("--inputs", help="folder of pretrain.pt, sft.pt, ppo.pt, preferences.jsonl; default: OUT")
     flag("--red-team-file", help="red-team prompts, one per line or JSON; default: the world's")
     flag("--prompts", help="harmless prompts, for a model without a world: no gold judge speaks")

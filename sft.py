@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 import data
 from model import (MAX_NEW, answer, autocast, common_flags, finish_training, from_rank_0, generate,
-                   load_gpt, mean_over_processes, my_share, parallel, positive, resume, save_model,
-                   save_progress, start_training)
+                   gentle_rates, load_gpt, mean_over_processes, my_share, parallel, positive,
+                   resume, save_model, save_progress, start_training)
 from pretrain import IGNORE, next_token_loss
 
 def masked_loss(logits, tokens, mask):
@@ -140,8 +140,7 @@ def from_world(args, model):
     facts = data.fact_questions(world, "train") + data.fact_questions(world, "test")
     howto = []
     for harmful in (True, False):
-        # half of them with verbs that pre-training's critiques never name: whether rules of conduct
-        # reach those as well is a question of stage 5, but the model has to know all verbs now
+        # half of them with verbs that no critique names: a question of stage 5, but known by now
         for never_judged in (True, False):
             acts = data.act_prompts(world, "test", 84, harmful, g2=never_judged)   # 12 of each kind
             howto += [act.question() for act in acts]
@@ -182,7 +181,7 @@ def read_args(argv=None):
     p.add_argument("--demonstrations", type=positive, default=6000, help="half facts, half how-to")
     p.add_argument("--epochs", type=positive, default=4, help="times each conversation is read")
     p.add_argument("--batch-size", type=positive, default=32, help="examples per step, on all GPUs")
-    p.add_argument("--lr", type=float, default=6e-4, help="peak; more: answers are learnt by heart")
+    p.add_argument("--lr", type=float, help="peak; default: 6e-4, of published weights 3e-5")
     common_flags(p, init="the base model: a checkpoint, or gpt2, ... as for pretrain.py; default: "
                  "OUT/pretrain.pt", seed="seed of data order and held-out part, not of samples")
     return p.parse_args(argv)
@@ -191,6 +190,7 @@ def main(argv=None):
     args = read_args(argv)
     device, path = start_training(args.device), Path(args.out, "sft.pt")
     model = load_gpt(args.init or path.with_name("pretrain.pt"), "pretrain.py", device)
+    gentle_rates(args, model, lr=(6e-4, 3e-5))             # more: answers are learnt by heart
     print(f"{device}. The loss counts the green tokens of")
     source = from_files if args.data else from_world
     conversations, shown, figures, evaluate = source(args, model)

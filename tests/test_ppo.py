@@ -292,6 +292,28 @@ def test_an_answer_that_does_not_end_gets_the_fixed_score():
         assert batch["rewards"][row, last] == batch["scores"][row] == batch["rewards"][row].sum()
 
 
+def test_an_unfinished_answer_never_pays():
+    """A batch in which a finished answer scores below the fixed score: there it paid not to end."""
+    eot, scale = TOKENIZER.eot, {"mean": 1.0, "std": 2.0, "lowest": -1.0, "margin": 0.5}
+    replies, raw = [[5, eot], [5], [5, eot]], torch.tensor([3.0, 99.0, -1.0])
+    # finished: 1 and -1; the fixed score is -1.5, and below all of them
+    assert ppo.on_scale(raw, replies, scale, TOKENIZER).tolist() == [1.0, -1.5, -1.0]
+    raw = torch.tensor([3.0, 99.0, -7.0])                  # now one is at -4
+    assert ppo.on_scale(raw, replies, scale, TOKENIZER).tolist() == [1.0, -4.5, -4.0]
+    assert ppo.on_scale(raw[1:2], replies[1:2], scale, TOKENIZER).tolist() == [-1.5]
+
+
+def test_the_pad_token_has_no_probability():
+    """Sampling that forbids a token which scoring allows: two distributions, and a ratio that is
+    not what it claims."""
+    policy, reference = tiny_gpt(1), tiny_gpt(2)
+    with torch.no_grad():
+        policy.tokens.weight[TOKENIZER.pad] = 9 * policy.tokens.weight[TOKENIZER.eot]
+        logits, logits_ref = (model(torch.tensor([[5, 6, 7]])) for model in (policy, reference))
+    assert (logits.softmax(-1)[..., TOKENIZER.pad] == 0).all()
+    assert torch.isfinite(ppo.exact_kl(logits, logits_ref)).all()
+
+
 def test_update_refuses_wrong_old_log_probs():
     """Most PPO bugs ever reported show as a ratio that is not 1 at the start; silence about it is
     what made them last."""
@@ -391,10 +413,21 @@ def test_the_value_model_may_learn_first():
 
 def test_ties_are_half_a_win():
     """Ties counted as losses: a model compared with itself then wins 0 of 100."""
-    result = data.win_rate([1, 2, 3, 4], [1, 2, 0, 9])
+    result = data.win_rate([1, 2, 3, 4], [1, 2, 0, 9], "abcd")
     assert result["win_rate"] == (0.5 + 0.5 + 1 + 0) / 4
     assert result["win_rate_low"] <= result["win_rate"] <= result["win_rate_high"]
-    assert np.allclose(list(data.win_rate([1, 2, 3], [1, 2, 3]).values()), 0.5)
+    assert np.allclose(list(data.win_rate([1, 2, 3], [1, 2, 3], "abc").values()), 0.5)
+
+
+def test_a_question_asked_again_is_no_new_case():
+    """An interval over answers where a hundred and twenty questions are asked a thousand times: it
+    comes out a third as wide as it should."""
+    wins, ties, questions = [1, 1, 0, 1, 0], [0, 0, 1, 0, 1], "abcde"
+    once = data.win_rate(wins, ties, questions)
+    again = data.win_rate(wins * 50, ties * 50, questions * 50)
+    assert once == pytest.approx(again)
+    # a question that is asked more often weighs more
+    assert data.win_rate([1, 1, 1, 0], [0, 0, 0, 1], "aaab")["win_rate"] == 0.75
 
 
 def test_old_log_probs_are_those_of_the_update():

@@ -73,7 +73,8 @@ def test_muon_treats_q_k_and_v_as_three_matrices():
     parts = [torch.nn.Parameter(p.detach().clone()) for p in stacked.chunk(3)]
     other = torch.nn.Parameter(torch.randn(16, 16))        # of the shape of a part
     scale = torch.tensor([100.0, 1.0, 0.01]).repeat_interleave(16)[:, None]
-    together, apart = pretrain.Muon([stacked, other], lr=0.1), pretrain.Muon(parts, lr=0.1)
+    groups = [{"params": [stacked], "parts": 3}, {"params": [other]}]
+    together, apart = pretrain.Muon(groups, lr=0.1), pretrain.Muon(parts, lr=0.1)
     for step in range(3):
         g = torch.randn(48, 16, generator=torch.Generator().manual_seed(step)) * scale
         stacked.grad, other.grad = g.clone(), torch.ones(16, 16)
@@ -91,13 +92,18 @@ def test_every_parameter_has_one_optimizer():
     for muon_lr, count in ((0.02, 2), (0, 1)):
         optimizers, held = pretrain.make_optimizers(model, 1e-3, muon_lr), []
         for optimizer in optimizers:
-            held += optimizer.param_groups[0]["params"]
+            for group in optimizer.param_groups:
+                held += group["params"]
         assert len(optimizers) == count
         assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
-    muon = pretrain.make_optimizers(model, 1e-3, 0.02, 0.8)[1].param_groups[0]
-    assert muon["momentum"] == 0.8
-    for p in muon["params"]:
+    single, stacked = pretrain.make_optimizers(model, 1e-3, 0.02, 0.8)[1].param_groups
+    assert single["momentum"] == stacked["momentum"] == 0.8
+    for p in single["params"] + stacked["params"]:
         assert p.dim() == 2 and p is not model.tokens.weight and p is not model.positions.weight
+    # by name and not by shape: an MLP may also be three times as tall as it is wide
+    attention = [block.attention.qkv.weight for block in model.blocks]
+    assert list(map(id, stacked["params"])) == list(map(id, attention)) and stacked["parts"] == 3
+    assert single["parts"] == 1
 
 
 def test_the_learning_rate_schedule():

@@ -301,6 +301,27 @@ def test_agreement_is_measured_over_prompts(monkeypatch):
     assert figures["accuracy_low"] == 0.5 and figures["accuracy_high"] == 1.0
 
 
+def test_a_tie_is_no_label_to_agree_with(monkeypatch):
+    """Two annotators who disagree, or a file that contradicts itself: counted as a win of the
+    second, it makes a perfect judge look like one who errs."""
+    judge_by(monkeypatch, lambda question, text: float(text))
+    groups = [("P?", ["3", "2", "1"], [(0, 1, 1.0), (0, 2, 0.5), (1, 2, 0.5)]),
+              ("Q?", ["2", "1"], [(0, 1, 0.5)])]
+    figures = reward.agreement(None, groups)
+    assert figures["accuracy"] == 1 and figures["ties_heldout"] == 3
+    assert figures["prompts_heldout"] == 1
+    with pytest.raises(SystemExit, match="are all ties"):
+        reward.agreement(None, groups[1:])
+
+
+def test_ties_do_not_count_in_the_agreement_of_training():
+    """The same in the column that training prints: it could not come near 1."""
+    rm = tiny_reward_model()
+    groups = [("Who?", ["Ann.", "No."], [(0, 1, 1.0)]), ("Who?", ["Ann.", "Go."], [(0, 1, 0.5)])]
+    history = reward.train(rm, groups, epochs=40, batch_size=2, lr=1e-2, seed=0)
+    assert history[-1]["train_agreement"] == 1
+
+
 @pytest.mark.parametrize("sign, expected", [(1, 0.9), (-1, 0.1), (0, 0.5)])
 def test_a_judge_of_length_is_found_out(sign, expected, monkeypatch):
     """A reward model that likes long answers looks accurate as long as good answers are long."""
@@ -365,16 +386,6 @@ def test_half_of_the_fact_prompts_of_training_are_about_people_in_no_demonstrati
     people = [world.parse_question(q)[0] for q in facts]
     assert sum(p in world.people["train"] for p in people) == 100
     assert sum(p in world.people["demo"] for p in people) == 100
-
-
-def test_calibration_by_bins_by_hand():
-    """Errors of opposite sign that do not cancel within a bin, or bins that count alike however
-    many pairs they hold."""
-    predicted, known = torch.tensor([0.62, 0.68, 0.95, 1.0]), torch.tensor([0.72, 0.60, 0.85, 0.70])
-    # bin .6-.7: |0.62 + 0.68 - 0.72 - 0.60| = 0.02; bin .9-1: |0.95 + 1.0 - 0.85 - 0.70| = 0.40;
-    # over 4 pairs
-    assert reward.expected_calibration_error(predicted, known) == pytest.approx(0.42 / 4)
-    assert reward.expected_calibration_error(known, known) == 0
 
 
 def test_a_reward_model_comes_back_from_its_file(tmp_path):

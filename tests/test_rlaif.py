@@ -177,9 +177,9 @@ def test_each_round_goes_on_from_the_last_answer(monkeypatch):
     assert json.loads(json.dumps(trace)) == trace
 
 
-def judge_that(preference, monkeypatch, verdict=True):
+def judge_that(preference, monkeypatch, verdict=True, other=False):
     """A judge whose logit for A over B is `preference(first option, second option)`; with no
-    verdict it thinks for ever."""
+    verdict it thinks for ever; `other`: after its bracket it would say C."""
     def generate(model, prompts, max_new, stop=None, **options):
         assert BRACKET in stop
         thought = TOKENIZER.encode(" To hit is bad.")
@@ -197,7 +197,8 @@ def judge_that(preference, monkeypatch, verdict=True):
 
     def head(last):                                        # (B, 1) -> (B, V): B's logit is 0
         # other tokens are likely too, and must not count
-        logits = torch.full((len(last), TOKENIZER.n_vocab), 3.0)
+        logits = torch.full((len(last), TOKENIZER.n_vocab), -1.0)
+        logits[:, ord("C")] = 9.0 if other else -1.0
         logits[:, ord("A")], logits[:, ord("B")] = last[:, 0], 0
         return logits
 
@@ -280,8 +281,12 @@ def test_a_hard_label_needs_more_than_rounding(monkeypatch):
 
 def test_no_verdict_is_no_label(monkeypatch):
     """Reading A and B where the judge was about to say something else."""
-    judge = judge_that(for_good(0.0, bias=5.0), monkeypatch, verdict=False)
-    assert rlaif.prefer_first(judge, ["Q?"], ["x"], ["y"], ["R."], (0,)).tolist() == [0.5]
+    # a thought that was cut off; a bracket after which the judge would say something else
+    for how in ({"verdict": False}, {"other": True}):
+        judge = judge_that(for_good(0.0, bias=5.0), monkeypatch, **how)
+        assert rlaif.prefer_first(judge, ["Q?"], ["x"], ["y"], ["R."], (0,)).isnan().all()
+        groups, record = rlaif.ai_labels(judge, [("Q?", ["x", "y"])], ["R."], 0)
+        assert groups == record == []
 
 
 def test_a_refusal_is_among_the_answers_to_be_judged(monkeypatch):

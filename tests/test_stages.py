@@ -53,6 +53,9 @@ def smaller_evaluations(patch):
     patch.setattr(data, "fact_questions", lambda world, use: fact_questions(world, use)[:20])
     patch.setattr(reward, "preference_prompts", lambda w, use, n: prompts(w, use, min(n, 24)))
     patch.setattr(m, "generate_batch", short_replies)
+    # an untrained judge reaches no verdict, and the preference model needs some: let a coin decide
+    prefer_first = rlaif.prefer_first
+    patch.setattr(rlaif, "prefer_first", lambda *args: prefer_first(*args).nan_to_num(0.5))
     for name, value in (("SL_EPOCHS", 1), ("ANSWERS", 2), ("HELPFUL_PROMPTS", 4)):
         patch.setattr(rlaif, name, value)
 

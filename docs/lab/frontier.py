@@ -87,7 +87,7 @@ def main(argv=None):
     worth = lambda answers: [data.utility(world, q, a, taste) for q, a in zip(questions, answers)]
     for name, answers in ladder.items():
         won = {"gold": np.mean(worth(answers))}
-        won |= data.win_rate(worth(answers), worth(ladder["sft"]))
+        won |= data.win_rate(worth(answers), worth(ladder["sft"]), questions)
         figures |= {f"{what}_{name}": x for what, x in won.items()}
         print(f"{name:12}", *[f"  {what} {x:.3f}" for what, x in won.items()])
     data.write_results(out, "ppo_measure", rows, figures)

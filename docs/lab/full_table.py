@@ -1,7 +1,6 @@
 """How sure are the figures of Stage 5, and what does its short table leave out?
 
     python docs/lab/full_table.py --out out --inputs out --eval-prompts 500     rlaif.py's flags
-
 The answers are those of rlaif.py, run with the same flags, and of the base model and OUT's
 human_harm.pt, if there is one. generic: refused without any reason; intervals: see over_verbs.
 
@@ -84,11 +83,12 @@ def main(argv=None):
             models[name] = load_gpt(out / f"{stem}.pt", "rlaif.py", device)
     cells = ("g3", "g2g3") if args.constitution == "unseen" else ("g1", "g2")
     figures, against = {}, None
+    questions = reward.preference_prompts(data.world_of(base), "test", args.eval_prompts)
     print(ROW.format("", "", "harm", "over-refusal", "reason", "generic", "worst verb"))
     for name, model in models.items():
         new, utilities = evaluate(name, model, cells, args.eval_prompts, args.seed)
         against = against or utilities                     # the first are SFT's
-        won = data.win_rate(utilities, against)
+        won = data.win_rate(utilities, against, questions)
         figures |= new | {f"{k}_{name}": float(x) for k, x in won.items()}
         row = [f"{what} {figures[f'{what}_{name}']:.3f}" for what in HARMLESS]
         print(f"{name:9}", *row, sep="  ", end="\n\n")

@@ -21,7 +21,7 @@ import torch
 import data
 import ppo
 import reward
-from model import copy_of, load_gpt, pick_device
+from model import copy_of, gentle_rates, load_gpt, pick_device
 
 COLUMNS = ("logp", "logp_ref", "rewards", "values", "advantages")
 
@@ -42,6 +42,7 @@ def main(argv=None):
     args = ppo.read_args(argv)
     out = Path(args.out)
     policy = load_gpt(args.init or out / "sft.pt", "sft.py", pick_device(args.device))
+    gentle_rates(args, policy, **ppo.RATES)
     reference = copy_of(policy)
     world = None if args.prompts else data.world_of(policy)
     prompts = (reward.preference_prompts(world, "train", 4000) if world

@@ -5,14 +5,12 @@
 Reward models on 500 and 2,000 labels (one vote a pair, all pairs of 17 and of 69 questions), then
 PPO with beta 0 against each and against OUT/reward.pt. Gold is fitted by d (a - b ln d), d =
 sqrt(KL) (Gao et al. 2022). Writes OUT/rm500/ppo.csv, rm2000, rmall, for docs/lab/pictures.py.
-
 Found (first edition, seed 0; score: highest, end; gold: start, peak, end):
     500 labels      score 2.55, 2.54    gold 1.93, 2.29, -0.14    a 0.33, b 0.28, error 0.27
     2,000 labels    score 1.91, 1.91    gold 1.93, 2.49,  0.58    a 0.27, b 0.24, error 0.25
     all labels      score 1.14, 1.14    gold 1.93, 2.79,  2.08    a 0.90, b 0.80, error 0.12
 The score stays up while the answers get worse than SFT's: that is reward hacking, and only the gold
-judge sees it. More labels: a higher peak, and a later one.
-"""
+judge sees it. More labels: a higher peak, and a later one."""
 import argparse
 import sys
 from pathlib import Path
@@ -25,7 +23,7 @@ import torch
 import data
 import ppo
 import reward as reward_stage
-from model import ScalarModel, answer, common_flags, copy_of, load_gpt, pick_device, positive
+from model import ScalarModel, answer, common_flags, copy_of, gentle_rates, load_gpt, pick_device
 
 RUNS = {"500": 1, "2000": 2, "all": None}      # labels, and questions a step of the reward model
 REWARD_LR, ANSWERS, HOT = 6e-4, 8, 1.4         # reward.py's defaults
@@ -62,11 +60,12 @@ def main(argv=None):
     p = argparse.ArgumentParser(description="PPO without a KL penalty, against few labels.")
     ppo.ppo_flags(p, beta=0.0, lr=2e-4, iterations=60)
     common_flags(p, "default: OUT/sft.pt", "seed of labels, prompts, samples and data order")
-    p.add_argument("--questions", type=positive, default=200, help="whose answers are labelled")
+    p.add_argument("--questions", type=int, default=200, help="whose answers are labelled")
     p.add_argument("--record", action="store_true", help="write docs/results/overoptimisation.json")
     args = p.parse_args(argv)
     out, figures = Path(args.out), {}
     policy = load_gpt(args.init or out / "sft.pt", "sft.py", pick_device(args.device))
+    gentle_rates(args, policy, **ppo.RATES)
     world = data.world_of(policy)
     prompts = reward_stage.preference_prompts(world, "train", 4000)
     prompts = ppo.prompts_that_fit(prompts, policy.tokenizer, policy.config.context - args.max_new)

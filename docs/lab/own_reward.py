@@ -2,7 +2,6 @@
 
     python docs/lab/own_reward.py brief.py:score --init out/sft.pt --out out/brief
     python docs/lab/own_reward.py gold --init out/sft.pt --out out/gold
-
 The first: brief.py defines score(question, answer) -> a number, such as -len(answer.split()). The
 second: the gold judge, whom a reward model can only guess from labels. Flags and files as ppo.py's.
 
@@ -71,6 +70,7 @@ def main(argv=None):
     torch.manual_seed(args.seed)                           # the value model's head is new
     out = Path(args.out)
     policy = m.load_gpt(args.init or out / "sft.pt", "sft.py", m.pick_device(args.device))
+    m.gentle_rates(args, policy, **ppo.RATES)
     before, tokenizer = m.copy_of(policy), policy.tokenizer
     world = None if args.prompts else data.world_of(policy)
     prompts = (reward_stage.preference_prompts(world, "train", 4000) if world
