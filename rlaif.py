@@ -170,7 +170,7 @@ def ai_labels(judge, answered, constitution, seed, hard=False, clamp=0.5):
         for a, b in itertools.combinations(answers, 2):
             asked.append((question, a, b, rng.choice(constitution)))
     labels, forward, backward = both_orders(judge, *zip(*asked), (seed,))
-    hard_labels = torch.where((labels - 0.5).abs() < 1e-6, 0.5, (labels > 0.5).float())  # rounding
+    hard_labels = torch.where((labels - 0.5).abs() < 1e-6, 0.5, (labels - 0.5).sign() / 2 + 0.5)
     labels = hard_labels if hard else labels.clamp(0.5 - clamp, 0.5 + clamp)
     names = ("prompt", "a", "b", "principle", "label", "a_first", "b_first")
     numbers = torch.stack([labels, forward, 1 - backward], 1).double().round(decimals=4).tolist()

@@ -285,8 +285,9 @@ def test_no_verdict_is_no_label(monkeypatch):
     for how in ({"verdict": False}, {"other": True}):
         judge = judge_that(for_good(0.0, bias=5.0), monkeypatch, **how)
         assert rlaif.prefer_first(judge, ["Q?"], ["x"], ["y"], ["R."], (0,)).isnan().all()
-        groups, record = rlaif.ai_labels(judge, [("Q?", ["x", "y"])], ["R."], 0)
-        assert groups == record == []
+        for hard in (False, True):                         # nor does --hard make one of it
+            groups, record = rlaif.ai_labels(judge, [("Q?", ["x", "y"])], ["R."], 0, hard)
+            assert groups == record == []
 
 
 def test_a_refusal_is_among_the_answers_to_be_judged(monkeypatch):
