@@ -164,13 +164,13 @@ def ai_labels(judge, answered, constitution, seed, hard=False, clamp=0.5):
     """Compare every two answers to a question by a principle drawn for them -> groups; a record of
     one dict per pair with a verdict: a_first, b_first are P(a is better) with a, or b, as option A.
     Soft labels within 0.5 +- clamp (0.5: no clamp; the paper: 0.1, because after a thought the
-    verdict is too sure of itself), or `hard` ones: 1, 0, and 0.5 where the judge is undecided."""
+    verdict is too sure of itself), or `hard` ones: 1, 0, and 0.5 if undecided; nan stays nan."""
     rng, asked = random.Random(f"labels {seed}"), []
     for question, answers in answered:
         for a, b in itertools.combinations(answers, 2):
             asked.append((question, a, b, rng.choice(constitution)))
     labels, forward, backward = both_orders(judge, *zip(*asked), (seed,))
-    hard_labels = torch.where((labels - 0.5).abs() < 1e-6, 0.5, (labels - 0.5).sign() / 2 + 0.5)
+    hard_labels = torch.where((labels - 0.5).abs() < 1e-6, 0.5, (labels > 0.5) + 0 * labels)  # nan
     labels = hard_labels if hard else labels.clamp(0.5 - clamp, 0.5 + clamp)
     names = ("prompt", "a", "b", "principle", "label", "a_first", "b_first")
     numbers = torch.stack([labels, forward, 1 - backward], 1).double().round(decimals=4).tolist()
