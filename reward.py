@@ -224,7 +224,7 @@ def groups_of(pairs):
 def take_pairs(groups, n):
     """Groups from the start until n pairs are reached; all where n is None."""
     totals = np.cumsum([len(pairs) for _, _, pairs in groups])
-    return groups[:np.searchsorted(totals, n) + 1] if n else groups
+    return groups if n is None else groups[:np.searchsorted(totals, n) + 1]
 
 def write_preferences(path, groups, votes=1):
     """A line for each pair: prompt, chosen, rejected, and if several voted, votes: for, against."""

@@ -395,3 +395,15 @@ def test_initial_sizes():
     assert gpt.blocks[0].down.weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * 2), rel=0.1)
     with pytest.raises(SystemExit, match="heads"):
         m.GPT(m.GPTConfig(channels=30, heads=4))
+
+
+def test_rates_go_by_where_the_weights_come_from(tmp_path):
+    """A new model with GPT-2's vocabulary trained at a tenth of its rate, or GPT-2's own weights
+    fine-tuned at twenty times theirs: it was the tokenizer that decided, and in one stage only."""
+    gpt = tiny_gpt()
+    for published, rate in ((False, 6e-4), (True, 3e-5)):
+        gpt.published = published
+        m.save_model(tmp_path / "gpt.pt", m.copy_of(gpt))  # as sft.py's result, for reward.py
+        loaded, args = m.load_gpt(tmp_path / "gpt.pt"), argparse.Namespace(lr=None, value_lr=0.0)
+        m.gentle_rates(args, loaded, lr=(6e-4, 3e-5), value_lr=(5e-4, 1e-5))
+        assert args.lr == rate and args.value_lr == 0      # what was given stays, even a 0
