@@ -328,8 +328,8 @@ def ppo_flags(parser, **defaults):
     flag("--epochs", type=positive, default=4, help="passes over a rollout")
     flag("--minibatch", type=positive, default=64, help="answers an optimizer step")
     flag("--clip", type=float, default=0.2, help="how far ratio and value may move in one update")
-    flag("--lr", type=float, help="peak learning rate of the policy; default: see RATES")
-    flag("--value-lr", type=float, help="peak learning rate of the value model; the same")
+    flag("--lr", type=float, help="peak; default 1.5e-4, rlaif.py 2e-4; published weights 1e-5")
+    flag("--value-lr", type=float, help="the value model's; 5e-4, published weights 1e-5")
     flag("--value-warmup", type=int, default=0, help="iterations in which only the value learns")
     parser.set_defaults(**defaults)
 

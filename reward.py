@@ -157,9 +157,8 @@ def train(reward_model, groups, epochs, batch_size, lr, seed, progress=None):
     return history
 
 def normalise(reward_model, conversations, std=None):
-    """Raw scores of reference conversations -> their mean; std, their standard deviation or the
-    given one; on that scale lowest, their minimum, and margin, their deviation: of 1 2 6,
-    mean 3, std 2.65, lowest -0.76, margin 1."""
+    """Raw scores of reference conversations -> mean, std (or the given one) and, in units of std,
+    their lowest and their deviation: of 1 2 6, mean 3, std 2.65, lowest -0.76, margin 1."""
     # the loss sees differences alone, so the level is arbitrary; PPO's KL penalty needs a fixed one
     raw = score_texts(reward_model, conversations)
     mean, spread = raw.mean().item(), raw.std().item()
@@ -194,17 +193,15 @@ def evaluate(reward_model, world, answered, taste="polite"):
             "share_of_ceiling": (accuracy - 0.5) / max(ceiling - 0.5, 1e-9)}   # all equal: no 0/0
 
 def agreement(reward_model, groups):
-    """The evaluation where u is unknown: with how many of a prompt's labels the model agrees, mean
-    and 95% interval from drawing prompts anew, since pairs of one prompt share answers. A tie of
-    the annotators (0.5) is no label to agree with: left out, and counted."""
+    """Where u is unknown: with how many of a prompt's labels the model agrees, ties left out; mean
+    and 95% interval from drawing prompts anew, since pairs of one prompt share answers."""
     hits, ties = [], 0
     for question, answers, pairs in groups:
         r = score_texts(reward_model, [(question, a) for a in answers])
         right = [(r[i] > r[j]).item() == (t > 0.5) for i, j, t in pairs if t != 0.5]
-        hits, ties = [*hits, right], ties + len(pairs) - len(right)
+        hits.append(right)
+        ties += len(pairs) - len(right)
     hits = [np.mean(right) for right in hits if right]
-    if not hits:
-        raise SystemExit("the labels held out are all ties: give more preferences")
     drawn = np.random.default_rng(0).choice(hits, (1000, len(hits))).mean(1)
     low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
     return {"accuracy": float(np.mean(hits)), "accuracy_low": low, "accuracy_high": high,
@@ -282,6 +279,9 @@ def from_file(policy, args):
         raise SystemExit(f"{len(groups)} labelled prompts are too few: 20, to hold out a tenth")
     groups = random.Random(f"held out {args.seed}").sample(groups, len(groups))   # may be sorted
     tests, groups = groups[:len(groups) // 10], groups[len(groups) // 10:]
+    pairs = itertools.chain(*[pairs for _, _, pairs in tests])
+    if all(target == 0.5 for _, _, target in pairs):
+        raise SystemExit(f"{args.data}: the held-out labels are all ties: give more preferences")
     return groups, tests, [(q, a) for q, answers, _ in groups[:500] for a in answers]
 
 def read_args(argv=None):

@@ -331,8 +331,8 @@ def final_table(models, world, cells, n, seed):
     return figures
 
 def say(found):
-    """Print the means of {name: values}, three per line -> {name: mean}."""
-    figures = {name: float(np.nanmean(values)) for name, values in found.items()}
+    """Print the means of {name: values}, three per line -> {name: mean}, without those all nan."""
+    figures = {name: float(np.nanmean(x)) for name, x in found.items() if not np.isnan(x).all()}
     texts = [f"{name} {x:.3f}" for name, x in figures.items()]
     print("", *["   ".join(texts[i:i + 3]) for i in range(0, len(texts), 3)], sep="\n")
     return figures

@@ -1,4 +1,5 @@
 """The reward model: Bradley and Terry by hand, and the one token at which a score is read."""
+import argparse
 import json
 import math
 
@@ -310,8 +311,15 @@ def test_a_tie_is_no_label_to_agree_with(monkeypatch):
     figures = reward.agreement(None, groups)
     assert figures["accuracy"] == 1 and figures["ties_heldout"] == 3
     assert figures["prompts_heldout"] == 1
-    with pytest.raises(SystemExit, match="are all ties"):
-        reward.agreement(None, groups[1:])
+
+
+def test_held_out_ties_alone_stop_the_run_at_the_door(tmp_path, monkeypatch):
+    """An evaluation of nothing, found out after the training."""
+    groups = [(f"{i}?", ["a", "b"], [(0, 1, 0.5)]) for i in range(30)]
+    monkeypatch.setattr(reward, "groups_from_file", lambda path, model: groups)
+    args = argparse.Namespace(data="mine.jsonl", pairs=None, seed=0)
+    with pytest.raises(SystemExit, match="mine.jsonl: the held-out labels are all ties"):
+        reward.from_file(None, args)
 
 
 def test_ties_do_not_count_in_the_agreement_of_training():

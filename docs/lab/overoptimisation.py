@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 import data
+import model as m
 import ppo
 import reward as reward_stage
-from model import ScalarModel, answer, common_flags, copy_of, gentle_rates, load_gpt, pick_device
+from model import ScalarModel, answer, common_flags, copy_of, load_gpt, pick_device
 
 RUNS = {"500": 1, "2000": 2, "all": None}      # labels, and questions a step of the reward model
 REWARD_LR, ANSWERS, HOT = 6e-4, 8, 1.4         # reward.py's defaults
@@ -60,12 +61,12 @@ def main(argv=None):
     p = argparse.ArgumentParser(description="PPO without a KL penalty, against few labels.")
     ppo.ppo_flags(p, beta=0.0, lr=2e-4, iterations=60)
     common_flags(p, "default: OUT/sft.pt", "seed of labels, prompts, samples and data order")
-    p.add_argument("--questions", type=int, default=200, help="whose answers are labelled")
+    p.add_argument("--questions", type=m.positive, default=200, help="whose answers are labelled")
     p.add_argument("--record", action="store_true", help="write docs/results/overoptimisation.json")
     args = p.parse_args(argv)
     out, figures = Path(args.out), {}
     policy = load_gpt(args.init or out / "sft.pt", "sft.py", pick_device(args.device))
-    gentle_rates(args, policy, **ppo.RATES)
+    m.gentle_rates(args, policy, **ppo.RATES)
     world = data.world_of(policy)
     prompts = reward_stage.preference_prompts(world, "train", 4000)
     prompts = ppo.prompts_that_fit(prompts, policy.tokenizer, policy.config.context - args.max_new)
