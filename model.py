@@ -72,13 +72,15 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     """GPT-2 (Radford et al. 2019): learned positions, LayerNorm first, tanh-approximated GELU, the
-    head tied to the embedding. It carries its `tokenizer` and the seed of its world (or None)."""
-    def __init__(self, config, tokenizer=None, world_seed=None, published=False):
+    head tied to the embedding. It carries its `tokenizer`, the seed of its world (or None), and
+    `without`, the kinds of the world's documents that it never reads."""
+    def __init__(self, config, tokenizer=None, world_seed=None, published=False, without=()):
         super().__init__()
         if config.channels % config.heads:
             raise SystemExit(f"{config.channels} channels are no multiple of {config.heads} heads")
         self.config, self.tokenizer = config, tokenizer
-        self.world_seed, self.published = world_seed, published    # its weights come from GPT-2's
+        self.world_seed, self.without = world_seed, without
+        self.published = published                         # its weights come from GPT-2's
         self.tokens = nn.Embedding(config.vocab_size, config.channels)
         self.positions = nn.Embedding(config.context, config.channels)     # learned: no longer text
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -158,7 +160,8 @@ class ScalarModel(nn.Module):
 
 def copy_of(gpt):
     """A second GPT with the same weights: the frozen reference, the start of a reward model."""
-    twin = GPT(gpt.config, gpt.tokenizer, gpt.world_seed, gpt.published).to(gpt.device)
+    own = gpt.config, gpt.tokenizer, gpt.world_seed, gpt.published, gpt.without
+    twin = GPT(*own).to(gpt.device)
     twin.load_state_dict(gpt.state_dict())
     return twin.eval()
 
@@ -293,7 +296,8 @@ def save_model(path, model, **more):
     """Write a GPT or a ScalarModel, with all that it takes to use it and what is in `more`."""
     path, gpt = Path(path), getattr(model, "gpt", model)
     save(path, **more, stage=path.stem, config=vars(gpt.config), published=gpt.published,
-         tokenizer=gpt.tokenizer.state(), world_seed=gpt.world_seed, model=model.state_dict())
+         tokenizer=gpt.tokenizer.state(), world_seed=gpt.world_seed, without=list(gpt.without),
+         model=model.state_dict())
     path.with_suffix(".resume.pt").unlink(missing_ok=True)     # the run is over
 
 def load(path, made_by=None):
@@ -319,7 +323,7 @@ def load_gpt(path, made_by=None, device="cpu"):
     tokenizer = data.Tokenizer.load(checkpoint["tokenizer"])
     with torch.device("meta"):                             # no memory for weights that are replaced
         model = GPT(GPTConfig(**checkpoint["config"]), tokenizer, checkpoint.get("world_seed"),
-                    checkpoint.get("published", False))
+                    checkpoint.get("published", False), checkpoint.get("without", ()))
     try:
         model.load_state_dict(checkpoint["model"], assign=True)
     except RuntimeError as error:

@@ -29,6 +29,7 @@ import data
 import reward as reward_stage                              # `reward` is what a token earns
 from model import (MAX_NEW, ScalarModel, answer, common_flags, copy_of, generate, load_gpt,
                    gentle_rates, pick_device, positive, resume, save_model, save_progress)
+from pretrain import replay_flags, replayer
 
 # Letters: B answers, T tokens of prompt and answer, V vocabulary, R = T - 1 positions that choose a
 # token: what stands at [:, t] belongs to the choice of tokens[:, t+1]. A mask (B, R) is 1 where
@@ -174,13 +175,14 @@ def judge(batch, score_answers, value, beta, gamma=1.0, lam=0.95):
     batch |= dict(scores=scores, values=values, rewards=rewards, advantages=advantages,
                   returns=returns, beta=beta)
 
-def update(policy, value, optimizer, batch, epochs, minibatch, clip):
-    """3. Do more of what went well: `epochs` passes over the batch, in place -> mean figures of the
-    steps. AssertionError where the first ratio is not 1; stops where the loss is not a number."""
+def update(policy, value, optimizer, batch, args, read_again=lambda step: None):
+    """3. Do more of what went well: args.epochs passes over the batch, in place -> mean figures of
+    the steps. `read_again(step)` adds the gradient of replayed documents (pretrain.replayer).
+    AssertionError where the first ratio is not 1; stops where the loss is not a number."""
     advantages, steps, minibatches = whiten(batch["advantages"], batch["mask"]), [], []
     rng = np.random.default_rng([*batch["seed"], 4])
-    for _ in range(epochs):                                # shuffled anew for each pass
-        minibatches += torch.from_numpy(rng.permutation(len(advantages))).split(minibatch)
+    for _ in range(args.epochs):                           # shuffled anew for each pass
+        minibatches += torch.from_numpy(rng.permutation(len(advantages))).split(args.minibatch)
     for i in minibatches:
         mask, logp_old = batch["mask"][i], batch["logp"][i]
         logp_new = token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
@@ -194,17 +196,19 @@ def update(policy, value, optimizer, batch, epochs, minibatch, clip):
         approx_kl = masked_mean(k3, mask).item()
         if approx_kl > MAX_APPROX_KL:                      # the batch is of another policy now
             break
-        loss_policy = policy_loss(logp_new, logp_old, advantages[i], mask, clip)
-        loss_value = value_loss(values_new, batch["values"][i], batch["returns"][i], mask, clip)
+        loss_policy = policy_loss(logp_new, logp_old, advantages[i], mask, args.clip)
+        old, returns = batch["values"][i], batch["returns"][i]
+        loss_value = value_loss(values_new, old, returns, mask, args.clip)
         if not torch.isfinite(loss_policy + loss_value):
             raise SystemExit("the loss is no longer a number: lower --lr and --value-lr")
         optimizer.zero_grad()
         (loss_policy + loss_value).backward()              # they share no weights: one call
+        read_again(batch["seed"][-1] * len(minibatches) + len(steps))  # PPO-ptx: the policy alone
         # one wild batch may turn the direction, but not throw the weights away
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         torch.nn.utils.clip_grad_norm_(value.parameters(), 1.0)
         optimizer.step()
-        clipfrac = masked_mean(((logratio.exp() - 1).abs() > clip).float(), mask).item()
+        clipfrac = masked_mean(((logratio.exp() - 1).abs() > args.clip).float(), mask).item()
         steps.append((loss_policy.item(), loss_value.item(), approx_kl, clipfrac))
     names, means = ("policy_loss", "value_loss", "approx_kl", "clipfrac"), np.mean(steps, axis=0)
     return dict(zip(names, means.tolist())) | {"optimizer_steps": len(steps)}
@@ -219,6 +223,7 @@ def train(policy, value, questions_at, score_answers, args, gold=None, progress=
     optimizer = torch.optim.Adam(groups, eps=1e-5)
     parts = dict(policy=policy, value=value, optimizer=optimizer)
     start, history = resume(progress, **parts)
+    read_again = replayer(policy, args)
     bar = tqdm(range(start, args.iterations), "ppo", args.iterations, initial=start, unit="iter")
     for step in bar:
         policy_lr = args.lr if step >= args.value_warmup else 0.0
@@ -227,7 +232,7 @@ def train(policy, value, questions_at, score_answers, args, gold=None, progress=
         seed = args.seed, 41, step                         # 41: a stream of its own per use
         batch = rollout(policy, reference, questions_at(step), args.max_new, args.minibatch, seed)
         judge(batch, score_answers, value, args.beta)
-        losses = update(policy, value, optimizer, batch, args.epochs, args.minibatch, args.clip)
+        losses = update(policy, value, optimizer, batch, args, read_again)
         history.append({"iteration": step + 1} | describe(batch) | losses)
         if gold:
             texts = [data.decode_reply(policy.tokenizer, reply) for reply in batch["replies"]]
@@ -327,6 +332,7 @@ def ppo_flags(parser, **defaults):
     flag("--max-new", type=positive, default=MAX_NEW, help="longest answer of a rollout, in tokens")
     flag("--epochs", type=positive, default=4, help="passes over a rollout")
     flag("--minibatch", type=positive, default=64, help="answers an optimizer step")
+    replay_flags(parser, rows=2)
     flag("--clip", type=float, default=0.2, help="how far ratio and value may move in one update")
     flag("--lr", type=float, help="peak; default 1.5e-4, rlaif.py 2e-4; published weights 1e-5")
     flag("--value-lr", type=float, help="the value model's; 5e-4, published weights 1e-5")

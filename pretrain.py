@@ -103,6 +103,45 @@ def backward(network, batch, grad_accum=1):
         total += loss.detach()
     return mean_over_processes(total)
 
+def replay_flags(parser, rows):
+    """Declare the flags of `replayer`, for a later stage that takes `rows` rows by default."""
+    parser.add_argument("--replay", help="a text to go on reading; default: the world's documents")
+    parser.add_argument("--replay-rows", type=int, default=rows, help="rows of it a step; 0: none")
+
+def replayer(model, args):
+    """While a later stage fine-tunes the model, it goes on reading: what is not practised is soon
+    forgotten (replay; in PPO "ptx", Ouyang et al. 2022, eq. 2) -> read_again(step), which adds to
+    `.grad` the gradient of the loss of args.replay_rows rows: of args.replay, or of fresh documents
+    of the model's world, or of nothing where there is neither."""
+    context, tokenizer, rows = model.config.context, model.tokenizer, []
+    if args.replay_rows and args.replay:
+        from_rank_0(lambda: len(data.tokenize_file(args.replay, tokenizer, args.out)))
+        ids = data.tokenize_file(args.replay, tokenizer, args.out)
+        batch_at = lambda step: windows_at(ids, context, args.replay_rows, args.seed, step)
+    elif args.replay_rows and model.world_seed is not None:
+        world = data.world_of(model)
+        written = [data.write_document(world, "replay", i, without=model.without)
+                   for i in range(8000)]
+        documents = [data.encode_document(tokenizer, text)[0] for _, text, _ in written]
+        rows = data.pack(documents, context, tokenizer.eot, tokenizer.pad)
+        batch_at = lambda step: split_rows(
+            data.row_batch(rows, args.replay_rows, args.seed, step), tokenizer)
+    else:
+        batch_at = None
+
+    def read_again(step):
+        if batch_at:
+            x, y, segments = [None if t is None else t.to(model.device) for t in batch_at(step)]
+            with autocast(model.device):
+                loss = next_token_loss(model(x, segments), y)
+            loss.backward()                                # adds to .grad
+    return read_again
+
+def windows_at(ids, *where):
+    """`data.window_batch` -> inputs, targets, and no segments: a row is one document."""
+    batch = data.window_batch(ids, *where)
+    return batch[:, :-1], batch[:, 1:], None
+
 def lr_factor(step, steps, warmup, decay):
     """Learning rate as a share of its peak: linear warm-up, while Adam has seen too few gradients;
     constant; linear decay to 0 over the last `decay` of the run, to average out the batches' noise.
@@ -207,7 +246,8 @@ def from_world(args, tokenizer):
     while letters < args.steps * args.batch_size * args.context * 5.2:
         written.append(data.write_document(world, "train", len(written), without=args.without))
         letters += len(written[-1][1])
-    texts, kinds = [text for _, text, _ in written], Counter(kind for kind, _, _ in written)
+    texts = [text for _, text, _ in written]
+    judging = Counter(kind for kind, text, _ in written if data.VERDICT.search(text))
     plain = [" " + data.unmark(text) for text in texts[:20000]]    # every word is in there, often
     tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, plain, args.vocab_size)
     documents = [data.encode_document(tokenizer, text)[0] for text in texts]
@@ -223,7 +263,7 @@ def from_world(args, tokenizer):
         return {"val_loss_nats": token_losses(model, quick)[0].mean().item(), "floor_nats": floor}
 
     return (tokenizer, batch_at, evaluate,
-            lambda model, last: evaluate_world(model, world, valid, forced, floor), dict(kinds))
+            lambda model, last: evaluate_world(model, world, valid, forced, floor), dict(judging))
 
 def validation_set(world, tokenizer, n, context, without=()):
     """n fresh documents -> a batch as for `backward`; forced (number of targets,), in the order of
@@ -257,8 +297,7 @@ def from_file(args, tokenizer):
     print(f"{len(learn)} tokens to train on, {valid[0].numel()} for validation")
 
     def batch_at(step):
-        batch = data.window_batch(learn, args.context, args.batch_size, args.seed, step)
-        return batch[:, :-1], batch[:, 1:], None
+        return windows_at(learn, args.context, args.batch_size, args.seed, step)
 
     def evaluate(model):                                   # per byte: whatever the tokenizer
         nats = token_losses(model, valid)[0].mean().item()
@@ -275,7 +314,7 @@ def read_args(argv=None):
     add("--world-seed", type=int, default=0, help="which village: its facts, its splits")
     add("--without", nargs="+", default=[], choices=list(data.DOCUMENTS), help="kinds to leave out")
     add("--tokenizer", choices=["bpe", "bytes", "gpt2"], default="bpe", help="bpe: trained here")
-    add("--vocab-size", type=int, default=1280, help="size of our own BPE vocabulary")
+    add("--vocab-size", type=int, default=1408, help="size of our own BPE vocabulary")
     # the network
     add("--layers", type=positive, default=4, help="transformer blocks")
     add("--heads", type=positive, default=4, help="attention heads per block")
@@ -311,6 +350,7 @@ def main(argv=None):
     sizes = tokenizer.n_vocab, args.context, args.layers, args.heads, args.channels
     model = model or GPT(GPTConfig(*sizes), tokenizer).to(device)
     model.world_seed = None if args.data else args.world_seed      # the later stages' world
+    model.without = args.without
     size = sum(p.numel() for p in model.parameters())
     print(f"{device}, {size / 1e6:.2f}M parameters, {args.steps} steps of {args.batch_size} rows")
     prompts = ["The", "In"] if args.data else ["Where does Ann live?", "Ann lives in"]

@@ -39,6 +39,7 @@ from model import (ScalarModel, answer, common_flags, copy_of, generate, load, l
 
 # The two principles of a row share out the seven kinds of harm, three and four. So a random one
 # names the kind at hand half the time, and mends nothing otherwise: one round is not enough.
+CELLS = ("g1", "g2r", "g2", "strict")
 CONSTITUTION = """
 Do not steal, break or hurt.                 Never scare, lie, mock or poison.
 It is wrong to steal, scare or lie.          Good answers do not break, hurt, mock or poison.
@@ -48,10 +49,11 @@ Do not steal, hurt or mock.                  Never break, scare, lie or poison.
 It is wrong to steal, lie or poison.         Good answers do not break, hurt, scare or mock.
 Never steal, break or lie.                   Do not hurt, scare, mock or poison.
 Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or mock."""
+SL_REPLAY = 4
 SL_EPOCHS = 5              # after fewer, SL-CAI still complies now and then when it is sampled
 ANSWERS, HOT = 6, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
 HELPFUL_PROMPTS, OLD_LABELS = 500, 4   # people label so many prompts; old labels per AI label
-CRITIQUE_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 96, 64, 40            # cut off at these lengths
+CRITIQUE_TOKENS, REVISION_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 56, 56, 64, 40    # at most
 TYPICAL_ANSWER, TYPICAL_THOUGHT = 48, 40                               # tokens to leave room for
 COMPARISONS = 128          # judged together: what a small memory holds
 # `seed` is an int, --seed; a `stream` a tuple, like (seed, 51): random numbers for one use only.
@@ -63,15 +65,20 @@ def critique_and_revise(critic, questions, answers, principles, stream):
         Request: How do I nab Ann's hat? Answer: Use a hook. Rule: Never steal. Critique:
             That is to steal. The rule forbids it ... Revision: Sorry, I will not help with that ...
     The paper asks for one, then for the other; our critic learnt both so, from data.critique."""
-    tokenizer, cases, steps = critic.tokenizer, zip(questions, answers, principles), []
+    tokenizer, cases = critic.tokenizer, zip(questions, answers, principles)
     form = "Request: {} Answer: {} Rule: {} Critique:"
     prompts = [data.bare_prompt(tokenizer, form.format(*case)) for case in cases]
-    for ids in generate(critic, prompts, CRITIQUE_TOKENS, seed=stream):
-        critique, marker, revision = data.decode_reply(tokenizer, ids).partition("Revision: ")
-        if ids[-1] != tokenizer.eot:                       # a text that was cut off may look whole
-            revision = ""
-        steps.append((critique.strip(), revision if marker else None))   # no marker: no fault
-    return steps
+    colon = tokenizer.encode("Revision:")[-1]              # where a critic who found a fault stops
+    critiques = generate(critic, prompts, CRITIQUE_TOKENS, seed=(*stream, 1), stop=[colon])
+    faulty = [i for i, critique in enumerate(critiques) if critique[-1] == colon]
+    asked = [prompts[i] + critiques[i] for i in faulty]    # the second request holds the first
+    revisions = dict.fromkeys(range(len(prompts)))
+    if asked:
+        revised = generate(critic, asked, REVISION_TOKENS, seed=(*stream, 2))
+        for i, ids in zip(faulty, revised):                # what was cut off may look whole
+            revisions[i] = data.decode_reply(tokenizer, ids) if ids[-1] == tokenizer.eot else ""
+    texts = [data.decode_reply(tokenizer, ids).removesuffix("Revision:") for ids in critiques]
+    return [(text.strip(), revisions[i]) for i, text in enumerate(texts)]
 
 def reject_revision(revision, before):
     """Why a revision cannot be used, or None. A public replication that kept them all collapsed."""
@@ -111,19 +118,25 @@ def to_learn(traces, which="revisions"):
         pairs += [(trace["question"], text) for text in texts[which]]
     return pairs
 
-def mostly_facts(world, n):
+def mostly_facts(world, n, cells=("g1",)):
     """n harmless prompts, three in four about facts. These keep knowledge in use; every how-to
     answer also teaches that how-to requests get answered, even unfamiliar harmful ones."""
-    mixed = reward.preference_prompts(world, "train", 2 * n)
-    how_to, facts = mixed[::2], mixed[1::2]                # they take turns
-    return [facts[i] if i % 4 else how_to[i] for i in range(n)]
+    facts = reward.preference_prompts(world, "train", 2 * n)[1::2]
+    how_to = [act.question() for act in in_cells(world, n, False, cells)]
+    return [facts[i] if i % 4 else how_to[i // 4] for i in range(n)]
 
-def train_slcai(base, helpful, revisions, harmless, lr, seed):
+def in_cells(world, n, harmful, cells):
+    """n acts to ask about, of these cells by turns."""
+    drawn = [data.act_prompts(world, "train", n, harmful, (cell,)) for cell in cells]
+    return list(itertools.chain(*zip(*drawn)))[:n]
+
+def train_slcai(base, helpful, revisions, harmless, args):
     """Fine-tune a copy of the base model on (question, revision) pairs and on the helpful model's
     answers to harmless questions, without which it would refuse those too -> GPT."""
-    helped = list(zip(harmless, answer(helpful, harmless, seed=(seed, 53))))
+    helped = list(zip(harmless, answer(helpful, harmless, seed=(args.seed, 53))))
     slcai = copy_of(base)           # not of the helpful model, which would have to unlearn its ways
-    sft.train(slcai, revisions + helped, SL_EPOCHS, 32, lr, seed)
+    own = dict(epochs=SL_EPOCHS, batch_size=32, lr=args.sl_lr, replay_rows=SL_REPLAY)
+    sft.train(slcai, revisions + helped, argparse.Namespace(**(vars(args) | own)))
     return slcai
 
 # --- Phase 2, RL-CAI: an AI compares answers, a preference model learns, PPO does the rest --------
@@ -246,34 +259,39 @@ def main(argv=None):
     base, sft_model, helpful = load_models(inputs, args.init, device)
     world = None if args.prompts else data.world_of(base)  # None: nobody knows what is right
     rules = open_constitution(args.constitution, world)
-    red_team, harmless, benign = from_world(world, args) if world else from_files(args)
-    red_team, benign = (questions_that_fit(base, rules, asked) for asked in (red_team, benign))
+    critic = helpful if args.critic == "self" else base
+    red_team, harmless, _ = from_world(world, args, ("g1",)) if world else from_files(args)
+    wide = from_world(world, args, ("g1", "g2r")) if world else from_files(args)
+    more, mixed, benign = wide
+    red_team, more, benign = (questions_that_fit(base, rules, asked)
+                              for asked in (red_team, more, benign))
+    mixed = ppo.prompts_that_fit(mixed, base.tokenizer, base.config.context - args.max_new)
     harmless = ppo.prompts_that_fit(harmless, base.tokenizer, base.config.context - args.max_new)
     print(f"{device}, {len(rules)} principles, {len(red_team)} red-team prompts")
     if args.show:
-        traces = revise_rounds(helpful, base, red_team[:1], rules, args.rounds, args.seed)
-        return show_trace(traces, base, rules, args.seed)
+        traces = revise_rounds(helpful, critic, red_team[:1], rules, args.rounds, args.seed)
+        return show_trace(traces, critic, rules, args.seed)
     old = read_labels(args.preferences, inputs, base)
     # four steps follow: each keeps its work in a file, and --resume skips those already `done`
     progress = (out / "rlaif.progress", args)
     done, traces = resume(progress)
     if done < 1:       # 1. critique and revise harmful answers
-        traces = revise_rounds(helpful, base, red_team, rules, args.rounds, args.seed)
+        traces = revise_rounds(helpful, critic, red_team, rules, args.rounds, args.seed)
         write_lines(out / "rlaif_traces.jsonl", traces)    # read some before you trust them
         save_progress(progress, 1, traces)
-    show_trace(traces, base, rules, args.seed)
+    show_trace(traces, critic, rules, args.seed)
     if done < 2:       # 2. SL-CAI: the base model learns the revisions
         revisions = to_learn(traces, args.learn)
-        slcai = train_slcai(base, helpful, revisions, harmless, args.sl_lr, args.seed)
+        slcai = train_slcai(base, helpful, revisions, harmless, args)
         save_model(out / "slcai.pt", slcai)
         save_progress(progress, 2, traces)
     slcai = load_gpt(out / "slcai.pt", device=device)
     if done < 3:       # 3. AI labels of harm, human labels of helpfulness: one preference model
         compared = []                                      # as many red-team prompts as benign ones
         for i, question in enumerate(benign):
-            compared += [red_team[i % len(red_team)], question]
+            compared += [more[i % len(more)], question]
         answered = answers_to_compare(slcai, helpful, compared, args.seed)
-        harm, record = ai_labels(base, answered, rules, args.seed, args.hard, args.clamp)
+        harm, record = ai_labels(critic, answered, rules, args.seed, args.hard, args.clamp)
         write_lines(out / "rlaif_labels.jsonl", record)    # so that the judge can be judged
         both = red_team[:250] + harmless[:250]             # SL-CAI's answers to them will average 0
         pm, counts = train_preference_model(slcai, harm, old, world, both, args.pm_lr, args.seed)
@@ -281,7 +299,7 @@ def main(argv=None):
         save_progress(progress, 3, traces)
     pm = reward.load_reward(out / "rlaif_pm.pt", slcai)
     if done < 4:       # 4. RL-CAI: PPO, as in ppo.py
-        policy, history = reinforce(slcai, pm, red_team, harmless, args)
+        policy, history = reinforce(slcai, pm, more, mixed, args)
         data.write_results(out, "rlaif", history)
         save_model(out / "rlaif.pt", policy)
         save_progress(progress, 4, traces)
@@ -290,8 +308,8 @@ def main(argv=None):
     figures = load(out / "rlaif_pm.pt")["counts"]          # pairs labelled by the AI, by people
     if world:          # training is over: only now are the gold judges of harm used
         figures |= count_and_judge(traces, load(inputs / "pretrain.pt").get("documents") or {})
-        figures |= measure_critic(base, base, world, args.eval_prompts, args.seed)
-        cells = ("g3", "g2g3") if args.constitution == "unseen" else ("g1", "g2")
+        figures |= measure_critic(critic, critic, world, args.eval_prompts, args.seed)
+        cells = {"g3": "g1"} if args.constitution == "unseen" else {c: c for c in CELLS}
         figures |= final_table(models, world, cells, args.eval_prompts, args.seed)
     data.write_results(out, "rlaif", figures=figures)
     for asked in (red_team[:1], benign[:1], harmless[-1:]):
@@ -309,11 +327,11 @@ def final_table(models, world, cells, n, seed):
     questions, figures = reward.preference_prompts(world, "test", n), {}
     found = defaultdict(lambda: defaultdict(list))         # (what, cell or "") -> model -> values
     for name, model in models.items():
-        for cell in cells:
-            g2 = cell.startswith("g2")
-            acts = data.act_prompts(world, "test", n, harmful=True, g2=g2)
-            harmful = answer(model, [act.question() for act in acts], seed=(seed, 71, g2))
-            benign = answer(model, [act.twin().question() for act in acts], seed=(seed, 72, g2))
+        for cell, of_verbs in cells.items():
+            acts = data.act_prompts(world, "test", n, True, (of_verbs,))
+            stream = CELLS.index(of_verbs)
+            harmful = answer(model, [act.question() for act in acts], seed=(seed, 71, stream))
+            benign = answer(model, [act.twin().question() for act in acts], seed=(seed, 72, stream))
             for act, text, other in zip(acts, harmful, benign):
                 found["harm", cell][name].append(not data.is_harmless(text))
                 found["over_refusal", cell][name].append(not data.is_compliant(other))
@@ -353,9 +371,9 @@ def measure_critic(critic, judge, world, n, seed):
     ("silent": no fault, neither is better), or there is none ("benign", "good": help is better)."""
     questions = lambda acts: [act.question() for act in acts]
     found = defaultdict(list)
-    for cell, g2, which in (("g1", False, None), ("g2", True, None), ("unseen", False, "unseen")):
-        acts = data.act_prompts(world, "test", n, harmful=True, g2=g2)
-        rules = open_constitution(which, world)            # not those of this run
+    for cell in (*CELLS, "unseen"):
+        rules = open_constitution("unseen" if cell == "unseen" else None, world)   # not this run's
+        acts = data.act_prompts(world, "test", n, True, ("g1" if cell == "unseen" else cell,))
         cases, asked, answers, principles = zip(*data.verdict_cases(acts, rules, seed))
         steps = critique_and_revise(critic, questions(asked), answers, principles, (seed, 63))
         for case, (critique, _) in zip(cases, steps):
@@ -397,14 +415,14 @@ def open_constitution(which=None, world=None):
         raise SystemExit(f"--constitution {which}: one short principle a line, like: Never steal.")
     return principles
 
-def from_world(world, args):
+def from_world(world, args, cells):
     """-> red-team prompts, harmless prompts to learn from, benign twins to compare answers to."""
-    acts = data.act_prompts(world, "train", args.red_team, harmful=True)
-    twins = data.act_prompts(world, "train", args.label_prompts // 2, harmful=False)
+    acts = in_cells(world, args.red_team, True, cells)
+    twins = in_cells(world, args.label_prompts // 2, False, cells)
     red_team, benign = [act.question() for act in acts], [act.question() for act in twins]
     if args.red_team_file:
         red_team = data.read_prompts(args.red_team_file)[:args.red_team]
-    return red_team, mostly_facts(world, args.helpful), benign
+    return red_team, mostly_facts(world, args.helpful, cells), benign
 
 def from_files(args):
     """The same from --red-team-file and --prompts; the latter are both harmless and benign ones."""
@@ -463,6 +481,7 @@ def read_args(argv=None):
     flag("--pm-lr", type=float, default=5e-4, help="peak learning rate of the preference model")
     # a warm-up, as a value model that is not there yet would only throw SL-CAI about
     ppo.ppo_flags(p, beta=0.15, iterations=25, lr=2e-4, value_lr=5e-4, value_warmup=4)
+    flag("--critic", choices=["self", "base"], default="self", help="who critiques and judges")
     flag("--inputs", help="folder of pretrain.pt, sft.pt, ppo.pt, preferences.jsonl; default: OUT")
     flag("--red-team-file", help="red-team prompts, one per line or JSON; default: the world's")
     flag("--prompts", help="harmless prompts, for a model without a world: no gold judge speaks")

@@ -25,7 +25,7 @@ import data
 from model import (MAX_NEW, answer, autocast, common_flags, finish_training, from_rank_0, generate,
                    gentle_rates, load_gpt, mean_over_processes, my_share, parallel, positive,
                    resume, save_model, save_progress, start_training)
-from pretrain import IGNORE, next_token_loss
+from pretrain import IGNORE, next_token_loss, replay_flags, replayer
 
 def masked_loss(logits, tokens, mask):
     """Mean cross-entropy in nats over all tokens with mask 1: logits (B, T, V), tokens (B, T), mask
@@ -60,27 +60,28 @@ def freeze_words(model):
     # by a hook on the gradient: requires_grad=False would freeze the chat roles as well
     table.register_hook(lambda grad: torch.cat([torch.zeros_like(grad[:first]), grad[first:]]))
 
-def train(model, conversations, epochs, batch_size, lr, seed, progress=None):
-    """Fine-tune in place on (question, answer) pairs, in an order drawn from `seed` -> history, a
-    list of dicts. A question is a string, or a dialogue that ends with one: a list of (role, text).
-    `progress`: (path, args), where to keep what --resume needs, or None."""
+def train(model, conversations, args, progress=None):
+    """Fine-tune in place on (question, answer) pairs, in an order drawn from args.seed -> history,
+    a list of dicts. A question is a string, or a dialogue that ends with one: a list of (role,
+    text). `args`: see read_args; `progress`: (path, args), what --resume needs, or None."""
     pad, device = model.tokenizer.pad, model.device
     examples = [data.chat_example(model.tokenizer, *pair) for pair in conversations]   # ids, mask
     # what does not fit is left out: cut off, it would teach the model not to stop
     examples = [(ids, mask) for ids, mask in examples if len(ids) <= model.config.context]
     batches, lengths = [], [len(ids) for ids, _ in examples]
-    for epoch in range(epochs):                            # indices, similar lengths together
-        batches += data.length_batches(lengths, batch_size, seed, epoch)
+    for epoch in range(args.epochs):                       # indices, similar lengths together
+        batches += data.length_batches(lengths, args.batch_size, args.seed, epoch)
     freeze_words(model)
     # Adam, not AdamW: weight decay would pull all weights away from what pre-training has found
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.95))
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.95))
+    read_again = replayer(model, args)                     # of the documents, to forget nothing
     start, history = resume(progress, model=model, optimizer=optimizer)
     network = parallel(model)                              # no dropout anywhere, so no .train()
     bar = tqdm(range(start, len(batches)), "sft", len(batches), initial=start, unit="step")
     for step in bar:
         # small steps at first, while Adam has seen few gradients, and at the end, to settle
         warm_up, decay = min(1.0, (step + 1) / 20), 1 - step / len(batches)
-        optimizer.param_groups[0]["lr"] = lr * warm_up * decay
+        optimizer.param_groups[0]["lr"] = args.lr * warm_up * decay
         # with one process, `mine` is the whole batch and `weight` is 1
         mine, weight = my_share(batches[step], lambda i: sum(examples[i][1]))
         tokens = data.pad_rows([examples[i][0] for i in mine], pad).to(device)     # (B, T)
@@ -89,6 +90,7 @@ def train(model, conversations, epochs, batch_size, lr, seed, progress=None):
             logits = network(tokens, (tokens != pad).long())
             loss = masked_loss(logits, tokens, mask) * weight
         optimizer.zero_grad()                              # or the last step's would be added
+        read_again(step)
         loss.backward()                                    # of several processes: their mean
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # against a single odd batch
         optimizer.step()
@@ -98,12 +100,13 @@ def train(model, conversations, epochs, batch_size, lr, seed, progress=None):
             save_progress(progress, step + 1, history, model=model, optimizer=optimizer)
     return history
 
-def judge_answers(model, world, questions, temperature):
-    """Answer all questions -> is each answer correct (the gold judge); did it end by itself."""
+def judge_answers(model, world, questions, meant, temperature):
+    """Answer all questions -> is each answer correct (the gold judge); did it end by itself. A
+    dialogue's last question leans on the others: it is judged by `meant`, the same in full."""
     prompts = [data.chat_prompt(model.tokenizer, question) for question in questions]
     replies = generate(model, prompts, MAX_NEW, temperature, seed=(0, 1))      # lists of ids
     texts = [data.decode_reply(model.tokenizer, ids) for ids in replies]
-    correct = [data.is_correct(world, *pair) for pair in zip(questions, texts)]
+    correct = [data.is_correct(world, *pair) for pair in zip(meant, texts)]
     return correct, [ids[-1] == model.tokenizer.eot for ids in replies]    # not cut off at MAX_NEW
 
 def evaluate_world(model, world, facts, howto):
@@ -113,10 +116,18 @@ def evaluate_world(model, world, facts, howto):
     asked = {"fact_accuracy_undemonstrated": facts, "howto_accuracy_heldout": howto}
     for name, questions in asked.items():
         # at 0, always the likeliest token, it shows what it knows; at 1 it errs where it is unsure
-        correct, ended = judge_answers(model, world, questions, temperature=0)
-        sampled, _ = judge_answers(model, world, questions, temperature=1)
+        correct, ended = judge_answers(model, world, questions, questions, temperature=0)
+        sampled, _ = judge_answers(model, world, questions, questions, temperature=1)
         figures |= {name: float(np.mean(correct)), f"{name}_t1": float(np.mean(sampled))}
         all_ended += ended
+    dialogues, meant, dice = [], [], data.Dice("second turns")     # ending with "And Tom?"
+    for question in facts[:100] + howto[:100]:
+        asked, full = data.follow_up(world, dice, question, "test")
+        dialogues.append([("user", question), ("assistant", world.answer(question)[1]),
+                          ("user", asked)])
+        meant.append(full)
+    correct, _ = judge_answers(model, world, dialogues, meant, temperature=0)
+    figures["second_turn_accuracy"] = float(np.mean(correct))
     return figures | {"stops": float(np.mean(all_ended))}
 
 def base_cloze(base, world, people):
@@ -141,8 +152,8 @@ def from_world(args, model):
     howto = []
     for harmful in (True, False):
         # half of them with verbs that no critique names: a question of stage 5, but known by now
-        for never_judged in (True, False):
-            acts = data.act_prompts(world, "test", 84, harmful, g2=never_judged)   # 12 of each kind
+        for cells in (("g2r", "g2", "strict"), ("g1",)):
+            acts = data.act_prompts(world, "test", 84, harmful, cells)     # 12 of each kind
             howto += [act.question() for act in acts]
     before = {"fact_cloze_base": from_rank_0(lambda: base_cloze(model, world, people))}
     return (conversations, [facts[0], howto[0], howto[-1]], before,
@@ -182,6 +193,7 @@ def read_args(argv=None):
     p.add_argument("--epochs", type=positive, default=4, help="times each conversation is read")
     p.add_argument("--batch-size", type=positive, default=32, help="examples per step, on all GPUs")
     p.add_argument("--lr", type=float, help="peak; default: 6e-4, of published weights 3e-5")
+    replay_flags(p, rows=1)
     common_flags(p, init="the base model: a checkpoint, or gpt2, ... as for pretrain.py; default: "
                  "OUT/pretrain.pt", seed="seed of data order and held-out part, not of samples")
     return p.parse_args(argv)
@@ -195,8 +207,7 @@ def main(argv=None):
     source = from_files if args.data else from_world
     conversations, shown, figures, evaluate = source(args, model)
     before = from_rank_0(lambda: answer(model, shown, temperature=0))
-    history = train(model, conversations, args.epochs, args.batch_size, args.lr, args.seed,
-                    progress=(path.with_suffix(".resume.pt"), args))
+    history = train(model, conversations, args, progress=(path.with_suffix(".resume.pt"), args))
     finish_training()                                      # rank 0 alone goes on
     save_model(path, model)
     figures |= evaluate()
