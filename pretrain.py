@@ -11,7 +11,6 @@ questions. It is an autocomplete: it knows where Ann lives (it completes "Ann li
 idea that a question is there to be answered. (Sizes: B rows, T tokens, V vocabulary.)"""
 import argparse
 import math
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 import data
 from model import (GPT, GPTConfig, answer, autocast, common_flags, finish_training, from_rank_0,
-                   generate, gentle_rates, load_gpt, mean_over_processes, parallel, positive,
+                   gentle_rates, load_gpt, mean_over_processes, parallel, positive,
                    processes, rank, resume, save_model, save_progress, start_training)
 
 IGNORE = -1                                    # as a target: nothing to predict here (padding)
@@ -49,18 +48,16 @@ def split_rows(rows, tokenizer):
     return inputs, targets.masked_fill(targets == tokenizer.pad, IGNORE), segments
 
 def train(model, batch_at, args, evaluate, progress=None):
-    """Train in place -> (history, a dict per evaluation; tokens per second). `batch_at(step)` gives
-    what `backward` takes; `evaluate()` gives the figures, asked for every args.eval_every steps.
+    """Train in place -> history, a dict per evaluation. `batch_at(step)` gives what `backward`
+    takes; `evaluate()` gives the figures, asked for every args.eval_every steps.
     `progress`: (path, args), where to keep what --resume needs, or None."""
     optimizers = make_optimizers(model, args.lr, args.muon_lr, args.muon_momentum)
     parts = {"model": model} | {f"optimizer{i}": part for i, part in enumerate(optimizers)}
     start, history = resume(progress, **parts)
     # no dropout anywhere, so no .train() and .eval() either: the two modes are the same
     network = parallel(torch.compile(model) if args.compile else model)
-    trained, seconds = 0, 0.0
     bar = tqdm(range(start, args.steps), "pretrain", args.steps, initial=start, unit="step")
     for step in bar:
-        began = time.perf_counter()
         factor = lr_factor(step, args.steps, args.warmup, args.decay)
         for optimizer, peak in zip(optimizers, (args.lr, args.muon_lr)):
             for group in optimizer.param_groups:
@@ -71,16 +68,14 @@ def train(model, batch_at, args, evaluate, progress=None):
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()                          # or the next one would be added to it
-        loss = loss.item()     # waits for the GPU, so the clock is read only after it
-        seconds += time.perf_counter() - began
-        trained += batch[0].numel()
-        bar.set_postfix_str(f"loss {loss:.3f}, {trained / seconds:.0f} tokens/s", refresh=False)
+        bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
-            row = dict(step=step + 1, tokens=(step + 1) * batch[0].numel(), train_loss_nats=loss)
+            row = dict(step=step + 1, tokens=(step + 1) * batch[0].numel())
+            row["train_loss_nats"] = loss.item()
             history.append(row | (evaluate() if rank() == 0 else {}))
             save_progress(progress, step + 1, history, **parts)
             tqdm.write("  ".join(f"{name} {x:.7g}" for name, x in history[-1].items()))
-    return history, trained / max(seconds, 1e-9)           # 0: resumed after the last step
+    return history
 
 def backward(network, batch, grad_accum=1):
     """Leave the gradient of a batch's mean loss in `.grad` -> that loss. `batch`: inputs, targets,
@@ -104,43 +99,23 @@ def backward(network, batch, grad_accum=1):
     return mean_over_processes(total)
 
 def replay_flags(parser, rows):
-    """Declare the flags of `replayer`, for a later stage that takes `rows` rows by default."""
+    """Declare the flags of `replayer` for a later stage, which reads so many rows by default."""
     parser.add_argument("--replay", help="a text to go on reading; default: the world's documents")
     parser.add_argument("--replay-rows", type=int, default=rows, help="rows of it a step; 0: none")
 
 def replayer(model, args):
-    """While a later stage fine-tunes the model, it goes on reading: what is not practised is soon
-    forgotten (replay; in PPO "ptx", Ouyang et al. 2022, eq. 2) -> read_again(step), which adds to
-    `.grad` the gradient of the loss of args.replay_rows rows: of args.replay, or of fresh documents
-    of the model's world, or of nothing where there is neither."""
-    context, tokenizer, rows = model.config.context, model.tokenizer, []
-    if args.replay_rows and args.replay:
-        from_rank_0(lambda: len(data.tokenize_file(args.replay, tokenizer, args.out)))
-        ids = data.tokenize_file(args.replay, tokenizer, args.out)
-        batch_at = lambda step: windows_at(ids, context, args.replay_rows, args.seed, step)
-    elif args.replay_rows and model.world_seed is not None:
-        world = data.world_of(model)
-        written = [data.write_document(world, "replay", i, without=model.without)
-                   for i in range(8000)]
-        documents = [data.encode_document(tokenizer, text)[0] for _, text, _ in written]
-        rows = data.pack(documents, context, tokenizer.eot, tokenizer.pad)
-        batch_at = lambda step: split_rows(
-            data.row_batch(rows, args.replay_rows, args.seed, step), tokenizer)
-    else:
-        batch_at = None
-
-    def read_again(step):
-        if batch_at:
-            x, y, segments = [None if t is None else t.to(model.device) for t in batch_at(step)]
-            with autocast(model.device):
-                loss = next_token_loss(model(x, segments), y)
-            loss.backward()                                # adds to .grad
-    return read_again
-
-def windows_at(ids, *where):
-    """`data.window_batch` -> inputs, targets, and no segments: a row is one document."""
-    batch = data.window_batch(ids, *where)
-    return batch[:, :-1], batch[:, 1:], None
+    """What is not practised is forgotten: while later stages fine-tune the model, it goes on reading
+    (replay; "PPO-ptx" in Ouyang et al. 2022, eq. 2) -> read_again(step), which adds to `.grad` the
+    gradient of the loss of args.replay_rows rows of args.replay, or of the documents of the model's
+    world, or of nothing where there is neither."""
+    if not args.replay_rows or args.replay is None and model.world_seed is None:
+        return lambda step: None
+    again = argparse.Namespace(
+        data=args.replay, world_seed=model.world_seed, without=model.without, seed=args.seed,
+        steps=1000, batch_size=max(args.replay_rows, processes()), context=model.config.context,
+        out=args.out)
+    _, batch_at, *_ = (from_file if args.replay else from_world)(again, model.tokenizer)
+    return lambda step: backward(model, batch_at(step))
 
 def lr_factor(step, steps, warmup, decay):
     """Learning rate as a share of its peak: linear warm-up, while Adam has seen too few gradients;
@@ -215,19 +190,21 @@ def token_losses(model, batch):
         hits.append((logits.argmax(-1) == y)[counts].cpu())
     return torch.cat(losses), torch.cat(hits)
 
+def cloze(model, world, people, wordings=None):
+    """Share of these people's facts that the model completes: in the first wordings, or in all."""
+    starts, values = [], []
+    for person in people:
+        for attribute, value in world.facts[person].items():
+            for saying in data.FACTS[attribute]["sayings"][:wordings]:     # "[{name}] [is a] {value}."
+                begin = data.unmark(saying).split(" {value}")[0]           # "{name} is a"
+                starts.append(begin.format(name=person, person=person))    # "Ann is a"
+                values.append(value)
+    replies = answer(model, starts, 8, temperature=0, bare=True)   # 8 tokens: a value is a word
+    return float(np.mean([reply.startswith(value) for reply, value in zip(replies, values)]))
+
 def evaluate_world(model, world, valid, forced, floor):
     """The figures of out/pretrain.json: what the model knows, and what it does with a question."""
     losses, hits = token_losses(model, valid)
-    starts, values = [], []                                # all facts, in all wordings
-    for person, facts in world.facts.items():
-        for attribute, value in facts.items():
-            for saying in data.FACTS[attribute]["sayings"]:        # "[{name}] [lives in] {value}."
-                begin = data.unmark(saying).split(" {value}")[0]   # "{name} lives in"
-                begin = begin.format(name=person, person=person)   # "Ann lives in"
-                starts.append(data.bare_prompt(model.tokenizer, begin))
-                values.append(model.tokenizer.encode(f" {value}"))
-    replies = generate(model, starts, max(map(len, values)), temperature=0)
-    known = [reply[:len(value)] == value for reply, value in zip(replies, values)]
     # 200 questions as plain text: does the model answer, or does it go on asking?
     acts = data.act_prompts(world, "test", 100, harmful=True)
     asked = data.fact_questions(world, "test")[:100] + [act.question() for act in acts]
@@ -235,12 +212,13 @@ def evaluate_world(model, world, valid, forced, floor):
     firsts = ["".join(data.sentences_of(reply)[:1]) for reply in replies]
     return {"val_loss": losses.mean().item(), "entropy_floor": floor,
             "forced_accuracy": hits[forced].float().mean().item(),
-            "fact_cloze": float(np.mean(known)),
+            "fact_cloze": cloze(model, world, data.PEOPLE),
             "question_continuation": float(np.mean([first.endswith("?") for first in firsts]))}
 
 def from_world(args, tokenizer):
     """Documents of the world -> a tokenizer, trained on them if it is None; batch_at(step);
-    evaluate(model) for the history; report(model, its last row) for the end; {kind: documents}."""
+    evaluate(model) for the history; report(model, its last row) for the end; how many documents of
+    each kind call a deed good or bad."""
     world, written, letters = data.World(args.world_seed), [], 0
     # a token is about 4 letters; 5.2 is on the safe side, so that no document is read twice
     while letters < args.steps * args.batch_size * args.context * 5.2:
@@ -262,8 +240,8 @@ def from_world(args, tokenizer):
     def evaluate(model):
         return {"val_loss_nats": token_losses(model, quick)[0].mean().item(), "floor_nats": floor}
 
-    return (tokenizer, batch_at, evaluate,
-            lambda model, last: evaluate_world(model, world, valid, forced, floor), dict(judging))
+    report = lambda model, last: evaluate_world(model, world, valid, forced, floor)
+    return tokenizer, batch_at, evaluate, report, dict(judging)
 
 def validation_set(world, tokenizer, n, context, without=()):
     """n fresh documents -> a batch as for `backward`; forced (number of targets,), in the order of
@@ -297,7 +275,8 @@ def from_file(args, tokenizer):
     print(f"{len(learn)} tokens to train on, {valid[0].numel()} for validation")
 
     def batch_at(step):
-        return windows_at(learn, args.context, args.batch_size, args.seed, step)
+        batch = data.window_batch(learn, args.context, args.batch_size, args.seed, step)
+        return batch[:, :-1], batch[:, 1:], None
 
     def evaluate(model):                                   # per byte: whatever the tokenizer
         nats = token_losses(model, valid)[0].mean().item()
@@ -356,10 +335,10 @@ def main(argv=None):
     prompts = ["The", "In"] if args.data else ["Where does Ann live?", "Ann lives in"]
     before = answer(model, prompts, temperature=0.8, bare=True)
     progress = path.with_suffix(".resume.pt"), args
-    history, speed = train(model, batch_at, args, lambda: evaluate(model), progress)
+    history = train(model, batch_at, args, lambda: evaluate(model), progress)
     finish_training()
     save_model(path, model, documents=kinds)
-    figures = {"tokens_per_second": round(speed), "parameters": size} | report(model, history[-1])
+    figures = {"parameters": size} | report(model, history[-1])
     data.write_results(args.out, "pretrain", history, figures)
     print("\n" + "  ".join(f"{name} {x:.4g}" for name, x in figures.items()))
     for text, old, new in zip(prompts, before, answer(model, prompts, temperature=0.8, bare=True)):

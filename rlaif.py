@@ -51,7 +51,7 @@ Never steal, break or lie.                   Do not hurt, scare, mock or poison.
 Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or mock."""
 SL_REPLAY = 4
 SL_EPOCHS = 5              # after fewer, SL-CAI still complies now and then when it is sampled
-ANSWERS, HOT = 6, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
+ANSWERS, HOT = 4, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
 HELPFUL_PROMPTS, OLD_LABELS = 500, 4   # people label so many prompts; old labels per AI label
 CRITIQUE_TOKENS, REVISION_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 56, 56, 64, 40    # at most
 TYPICAL_ANSWER, TYPICAL_THOUGHT = 48, 40                               # tokens to leave room for
@@ -197,9 +197,11 @@ def ai_labels(judge, answered, constitution, seed, hard=False, clamp=0.5):
     return [group for group in groups if group[2]], record
 
 def answers_to_compare(start, helpful, prompts, seed):
-    """SL-CAI's answers to each prompt, and one of the helpful model -> `answered`. SL-CAI's own may
-    all be one refusal: without that one no label would say that refusing harm is right."""
+    """SL-CAI's answers to each prompt, a refusal, and an answer of the helpful model -> `answered`.
+    SL-CAI's own may all be one refusal, or all help: without the other two no label would say that
+    to refuse harm is right, and to refuse its benign twin is wrong."""
     answered = reward.sample_answers(start, prompts, ANSWERS, (seed, 54), HOT, fewest=1)
+    answered = with_forced_refusal(start, answered, (seed, 58))
     for (_, answers), other in zip(answered, answer(helpful, prompts, seed=(seed, 59))):
         if other not in answers:                           # a pair, even beside one refusal alone
             answers.append(other)
@@ -475,7 +477,7 @@ def read_args(argv=None):
     flag("--learn", choices=["revisions", "last", "all"], default="revisions", help="see to_learn")
     flag("--helpful", type=positive, default=1300, help="harmless prompts with helpful answers")
     flag("--sl-lr", type=float, default=6e-4, help="peak learning rate of SL-CAI")
-    flag("--label-prompts", type=positive, default=700, help="half red-team prompts, half benign")
+    flag("--label-prompts", type=positive, default=800, help="half red-team prompts, half benign")
     flag("--hard", action="store_true", help="hard labels: 0, 1, or 0.5 if undecided")
     flag("--clamp", type=float, default=0.5, help="keep soft labels within 0.5 plus or minus this")
     flag("--pm-lr", type=float, default=5e-4, help="peak learning rate of the preference model")

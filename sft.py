@@ -25,7 +25,7 @@ import data
 from model import (MAX_NEW, answer, autocast, common_flags, finish_training, from_rank_0, generate,
                    gentle_rates, load_gpt, mean_over_processes, my_share, parallel, positive,
                    resume, save_model, save_progress, start_training)
-from pretrain import IGNORE, next_token_loss, replay_flags, replayer
+from pretrain import IGNORE, cloze, next_token_loss, replay_flags, replayer
 
 def masked_loss(logits, tokens, mask):
     """Mean cross-entropy in nats over all tokens with mask 1: logits (B, T, V), tokens (B, T), mask
@@ -130,17 +130,6 @@ def evaluate_world(model, world, facts, howto):
     figures["second_turn_accuracy"] = float(np.mean(correct))
     return figures | {"stops": float(np.mean(all_ended))}
 
-def base_cloze(base, world, people):
-    """Share of these people's facts that the base model completes, in the wording of answers."""
-    starts, values = [], []                                # "Ann lives in", "Oslo"
-    for person in people:
-        for attribute, value in world.facts[person].items():
-            saying = data.unmark(data.FACTS[attribute]["sayings"][0])  # "{name} lives in {value}."
-            starts.append(saying.split(" {value}")[0].format(name=person))
-            values.append(value)
-    replies = answer(base, starts, 8, temperature=0, bare=True)    # 8 tokens: a value is a word
-    return float(np.mean([reply.startswith(value) for reply, value in zip(replies, values)]))
-
 def from_world(args, model):
     """The world's demonstrations -> (question, answer) pairs; questions to show; the figures before
     training; evaluate(), the figures after it: on people and acts that are in no demonstration."""
@@ -155,7 +144,7 @@ def from_world(args, model):
         for cells in (("g2r", "g2", "strict"), ("g1",)):
             acts = data.act_prompts(world, "test", 84, harmful, cells)     # 12 of each kind
             howto += [act.question() for act in acts]
-    before = {"fact_cloze_base": from_rank_0(lambda: base_cloze(model, world, people))}
+    before = {"fact_cloze_base": from_rank_0(lambda: cloze(model, world, people, 1))}
     return (conversations, [facts[0], howto[0], howto[-1]], before,
             lambda: evaluate_world(model, world, facts, howto))
 
