@@ -71,16 +71,15 @@ class Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
 
 class GPT(nn.Module):
-    """GPT-2 (Radford et al. 2019): learned positions, LayerNorm first, tanh-approximated GELU, the
-    head tied to the embedding. It carries its `tokenizer`, the seed of its world (or None), and
-    `without`, the kinds of the world's documents that it never reads."""
+    """GPT-2 (Radford et al. 2019): learned positions, LayerNorm first, tanh-approximated GELU, head
+    tied to the embedding. It carries its `tokenizer`, the seed of its world (or None), the kinds of
+    documents it is `without`, and whether it began with `published` weights, GPT-2's."""
     def __init__(self, config, tokenizer=None, world_seed=None, published=False, without=()):
         super().__init__()
         if config.channels % config.heads:
             raise SystemExit(f"{config.channels} channels are no multiple of {config.heads} heads")
         self.config, self.tokenizer = config, tokenizer
-        self.world_seed, self.without = world_seed, without
-        self.published = published                         # its weights come from GPT-2's
+        self.world_seed, self.without, self.published = world_seed, without, published
         self.tokens = nn.Embedding(config.vocab_size, config.channels)
         self.positions = nn.Embedding(config.context, config.channels)     # learned: no longer text
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -154,14 +153,12 @@ class ScalarModel(nn.Module):
         nn.init.zeros_(self.scalar.bias)
 
     device = property(lambda self: self.scalar.weight.device)
-
     def forward(self, tokens, segments):                   # (B, T) -> (B, T)
         return self.scalar(self.gpt.hidden(tokens, segments)).squeeze(-1)
 
 def copy_of(gpt):
     """A second GPT with the same weights: the frozen reference, the start of a reward model."""
-    own = gpt.config, gpt.tokenizer, gpt.world_seed, gpt.published, gpt.without
-    twin = GPT(*own).to(gpt.device)
+    twin = GPT(gpt.config, gpt.tokenizer, gpt.world_seed, gpt.published, gpt.without).to(gpt.device)
     twin.load_state_dict(gpt.state_dict())
     return twin.eval()
 
@@ -274,8 +271,8 @@ def decode_one_token(model, chosen, segments, caches):
     return model.hidden(chosen[:, None], segments[:, :caches[0].used + 1], caches)[:, -1]
 
 def answer(model, questions, max_new=MAX_NEW, temperature=1.0, seed=(0,), bare=False):
-    """A list of questions, each a str or a list of turns -> the model's answers, as text. `bare`:
-    texts to be continued without a chat template, as a base model does that knows no chat."""
+    """Questions, each a str or a list of turns -> the model's answers, as text. `bare`: texts to be
+    continued, as a base model does that knows no chat."""
     as_prompt = data.bare_prompt if bare else data.chat_prompt
     prompts = [as_prompt(model.tokenizer, question) for question in questions]
     replies = generate(model, prompts, max_new, temperature, seed)
@@ -287,8 +284,8 @@ def save(path, **contents):
     """Write a checkpoint of plain values and tensors."""
     if rank():                                             # of several processes, rank 0 writes
         return
-    temporary = Path(f"{path}.tmp")                        # renamed when it is whole, for a crash
-    temporary.parent.mkdir(parents=True, exist_ok=True)    # must not leave half a file
+    temporary = Path(f"{path}.tmp")                        # a crash must not leave half a file
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     torch.save(contents, temporary)
     os.replace(temporary, path)
 
@@ -356,8 +353,7 @@ def resume(progress, **parts):
     for name, value in vars(args).items():
         old = state["settings"].get(name)
         if name not in NOT_SETTINGS and old != value:
-            raise SystemExit(f"--resume: the interrupted run had {name} = {old}, this one has "
-                             f"{value}; use the same flags")
+            raise SystemExit(f"--resume: the interrupted run had {name} = {old}, not {value}")
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return state["step"], state["history"]

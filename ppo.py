@@ -177,8 +177,7 @@ def judge(batch, score_answers, value, beta, gamma=1.0, lam=0.95):
 
 def update(policy, value, optimizer, batch, args, read_again=lambda step: None):
     """3. Do more of what went well: args.epochs passes over the batch, in place -> mean figures of
-    the steps. `read_again(step)` adds the gradient of replayed documents (pretrain.replayer).
-    AssertionError where the first ratio is not 1; stops where the loss is not a number."""
+    the steps. AssertionError where the first ratio is not 1; stops where the loss is no number."""
     advantages, steps, minibatches = whiten(batch["advantages"], batch["mask"]), [], []
     rng = np.random.default_rng([*batch["seed"], 4])
     for _ in range(args.epochs):                           # shuffled anew for each pass
@@ -186,7 +185,7 @@ def update(policy, value, optimizer, batch, args, read_again=lambda step: None):
     for i in minibatches:
         mask, logp_old = batch["mask"][i], batch["logp"][i]
         logp_new = token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
-        values_new = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
+        values = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
         logratio = (logp_new - logp_old).detach() * mask
         # catches dropout, other segments, a policy that moved: 0.1 and more, far above rounding
         if not steps and not logratio.abs().max() <= 0.01:     # not <=: nan is caught, too
@@ -197,8 +196,7 @@ def update(policy, value, optimizer, batch, args, read_again=lambda step: None):
         if approx_kl > MAX_APPROX_KL:                      # the batch is of another policy now
             break
         loss_policy = policy_loss(logp_new, logp_old, advantages[i], mask, args.clip)
-        old, returns = batch["values"][i], batch["returns"][i]
-        loss_value = value_loss(values_new, old, returns, mask, args.clip)
+        loss_value = value_loss(values, batch["values"][i], batch["returns"][i], mask, args.clip)
         if not torch.isfinite(loss_policy + loss_value):
             raise SystemExit("the loss is no longer a number: lower --lr and --value-lr")
         optimizer.zero_grad()
@@ -218,8 +216,7 @@ def train(policy, value, questions_at, score_answers, args, gold=None, progress=
     see ppo_flags; `gold(questions, texts)`: their utilities, for the log alone."""
     reference = copy_of(policy)                            # before `resume`: what it was at first
     groups = [{"params": model.parameters()} for model in (policy, value)]
-    # eps as in OpenAI's PPO (Huang et al. 2022): with the usual 1e-8, Adam takes a full step even
-    # where the gradient is next to nothing, that is, noise
+    # eps as in OpenAI's PPO (Huang et al. 2022): with 1e-8, Adam takes a full step even on noise
     optimizer = torch.optim.Adam(groups, eps=1e-5)
     parts = dict(policy=policy, value=value, optimizer=optimizer)
     start, history = resume(progress, **parts)
@@ -317,8 +314,8 @@ def prompts_that_fit(prompts, tokenizer, room):
     """The prompts of at most `room` tokens: a longer one leaves its answer too few."""
     fit = [prompt for prompt in prompts if len(data.chat_prompt(tokenizer, prompt)) <= room]
     if not fit:
-        raise SystemExit(f"no prompt fits: the context leaves {room} tokens beside an answer; "
-                         "lower --max-new, or pre-train with a larger --context")
+        raise SystemExit(f"no prompt fits: the context leaves room for {room} tokens; shorten "
+                         "--max-new or the principles, or pre-train with a larger --context")
     if len(fit) < len(prompts):
         print(f"{len(prompts) - len(fit)} prompts left out: longer than {room} tokens")
     return fit
@@ -372,10 +369,7 @@ def main(argv=None):
     def questions_at(step):                                # by seed and step alone: can be resumed
         rng = np.random.default_rng([args.seed, 5, step])
         return [prompts[i] for i in rng.integers(0, len(prompts), args.batch_size)]
-
-    def gold(asked, texts):
-        return [data.utility(world, q, text, taste) for q, text in zip(asked, texts)]
-
+    gold = lambda asked, texts: [data.utility(world, *pair, taste) for pair in zip(asked, texts)]
     print(f"{device}, {args.iterations} iterations of {args.batch_size} answers, beta {args.beta}")
     history = train(policy, value_from(reward_model), questions_at, score_by_model(reward_model),
                     args, gold if world and taste else None, (out / "ppo.resume.pt", args))

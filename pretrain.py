@@ -49,13 +49,11 @@ def split_rows(rows, tokenizer):
 
 def train(model, batch_at, args, evaluate, progress=None):
     """Train in place -> history, a dict per evaluation. `batch_at(step)` gives what `backward`
-    takes; `evaluate()` gives the figures, asked for every args.eval_every steps.
-    `progress`: (path, args), where to keep what --resume needs, or None."""
+    takes, `evaluate()` figures; `progress`: (path, args), where to keep what --resume needs."""
     optimizers = make_optimizers(model, args.lr, args.muon_lr, args.muon_momentum)
     parts = {"model": model} | {f"optimizer{i}": part for i, part in enumerate(optimizers)}
     start, history = resume(progress, **parts)
-    # no dropout anywhere, so no .train() and .eval() either: the two modes are the same
-    network = parallel(torch.compile(model) if args.compile else model)
+    network = parallel(torch.compile(model) if args.compile else model)    # (no dropout anywhere)
     bar = tqdm(range(start, args.steps), "pretrain", args.steps, initial=start, unit="step")
     for step in bar:
         factor = lr_factor(step, args.steps, args.warmup, args.decay)
@@ -63,15 +61,14 @@ def train(model, batch_at, args, evaluate, progress=None):
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
         batch = batch_at(step)                             # depends on seed and step alone
-        loss = backward(network, batch, args.grad_accum)
+        loss = backward(network, batch, args.grad_accum).item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # against a single odd batch
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()                          # or the next one would be added to it
         bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
-            row = dict(step=step + 1, tokens=(step + 1) * batch[0].numel())
-            row["train_loss_nats"] = loss.item()
+            row = dict(step=step + 1, tokens=(step + 1) * batch[0].numel(), train_loss_nats=loss)
             history.append(row | (evaluate() if rank() == 0 else {}))
             save_progress(progress, step + 1, history, **parts)
             tqdm.write("  ".join(f"{name} {x:.7g}" for name, x in history[-1].items()))
@@ -81,9 +78,8 @@ def backward(network, batch, grad_accum=1):
     """Leave the gradient of a batch's mean loss in `.grad` -> that loss. `batch`: inputs, targets,
     segments (or None: a row is one document), each (B, T), the same in all processes. Each process
     takes `grad_accum` micro-batches of it in turn: less memory at a time, the same gradient.
-    A micro-batch weighs as much as it has targets, since padding makes these numbers unequal. Many
-    trainers averaged the micro-batches' means instead, a bug found in 2024: three targets with loss
-    1 and one with loss 5 have the mean 1 * 3/4 + 5 * 1/4 = 2, and not (1 + 5) / 2 = 3."""
+    A micro-batch weighs as much as it has targets, since padding makes these numbers unequal: three
+    with loss 1 and one with loss 5 have the mean 2, not (1 + 5) / 2 = 3, as many trainers had."""
     pieces, device = grad_accum * processes(), next(network.parameters()).device
     count, total = (batch[1] != IGNORE).sum().item(), 0.0
     for i in range(rank(), pieces, processes()):           # micro-batch i: rows i, i + pieces, ...
@@ -104,23 +100,20 @@ def replay_flags(parser, rows):
     parser.add_argument("--replay-rows", type=int, default=rows, help="rows of it a step; 0: none")
 
 def replayer(model, args):
-    """What is not practised is forgotten: while later stages fine-tune the model, it goes on reading
+    """What is not practised is forgotten, so a model that is fine-tuned goes on reading documents
     (replay; "PPO-ptx" in Ouyang et al. 2022, eq. 2) -> read_again(step), which adds to `.grad` the
-    gradient of the loss of args.replay_rows rows of args.replay, or of the documents of the model's
-    world, or of nothing where there is neither."""
+    gradient of their loss: args.replay_rows rows of args.replay, or of its world, or none."""
     if not args.replay_rows or args.replay is None and model.world_seed is None:
         return lambda step: None
-    again = argparse.Namespace(
-        data=args.replay, world_seed=model.world_seed, without=model.without, seed=args.seed,
-        steps=1000, batch_size=max(args.replay_rows, processes()), context=model.config.context,
-        out=args.out)
+    sizes = dict(steps=1000, batch_size=max(args.replay_rows, processes()))
+    model_is = dict(world_seed=model.world_seed, without=model.without, **vars(model.config))
+    again = argparse.Namespace(data=args.replay, seed=args.seed, out=args.out, **sizes, **model_is)
     _, batch_at, *_ = (from_file if args.replay else from_world)(again, model.tokenizer)
     return lambda step: backward(model, batch_at(step))
 
 def lr_factor(step, steps, warmup, decay):
-    """Learning rate as a share of its peak: linear warm-up, while Adam has seen too few gradients;
-    constant; linear decay to 0 over the last `decay` of the run, to average out the batches' noise.
-    With 100 steps, warmup 10, decay .5: .1 at step 0, 1 at 9 to 50, .5 at 75, .02 at 99."""
+    """Share of the peak rate: up, while Adam has seen too few gradients; constant; down to 0, which
+    averages noise out. 100 steps, warmup 10, decay .5: .1 at step 0, 1 at 9 to 50, .5 at 75."""
     return min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, decay * steps))
 
 # --- The optimizers -------------------------------------------------------------------------------
@@ -131,8 +124,7 @@ def make_optimizers(model, lr, muon_lr, momentum=0.95):
     inside = [(name, p) for name, p in model.blocks.named_parameters() if p.dim() == 2 and muon_lr]
     with_muon = {id(p) for _, p in inside}                 # `p in ...` would compare elements
     rest = [p for p in model.parameters() if id(p) not in with_muon]
-    # one call updates all: quicker on a GPU, and on a CPU if there is much to update
-    # not AdamW: weight decay is for texts that come again and again; the world's come only once
+    # fused: one call updates all. Not AdamW: weight decay is for texts that come again and again
     adam = torch.optim.Adam(rest, lr=lr, betas=(0.9, 0.95), fused=rest[0].is_cuda or not inside)
     # q, k and v lie in one matrix: as one, that with the largest gradient would take the whole step
     groups = [{"params": [p for name, p in inside if "qkv" not in name], "parts": 1},
@@ -141,9 +133,8 @@ def make_optimizers(model, lr, muon_lr, momentum=0.95):
 
 class Muon(torch.optim.Optimizer):
     """Momentum, then orthogonalize (Jordan et al. 2024). A few directions dominate the gradient of
-    a matrix; what is rare in the text lies in the others, where a step along the gradient hardly
-    moves. Muon goes equally far in all of them. The square root is for tall matrices, whose many
-    outputs would each change less. For W (rows, cols) with gradient g:
+    a matrix; what is rare in the text lies in the others: Muon goes equally far in all of them. The
+    square root is for tall matrices, whose many outputs would each change less. For W (rows, cols):
 
         average = momentum * average + (1 - momentum) * g
         ahead   = momentum * average + (1 - momentum) * g                          (Nesterov)
@@ -191,11 +182,11 @@ def token_losses(model, batch):
     return torch.cat(losses), torch.cat(hits)
 
 def cloze(model, world, people, wordings=None):
-    """Share of these people's facts that the model completes: in the first wordings, or in all."""
+    """Share of these people's facts that the model completes, in the first or in all wordings."""
     starts, values = [], []
     for person in people:
         for attribute, value in world.facts[person].items():
-            for saying in data.FACTS[attribute]["sayings"][:wordings]:     # "[{name}] [is a] {value}."
+            for saying in data.FACTS[attribute]["sayings"][:wordings]:     # "{name} is a {value}."
                 begin = data.unmark(saying).split(" {value}")[0]           # "{name} is a"
                 starts.append(begin.format(name=person, person=person))    # "Ann is a"
                 values.append(value)
@@ -206,8 +197,8 @@ def evaluate_world(model, world, valid, forced, floor):
     """The figures of out/pretrain.json: what the model knows, and what it does with a question."""
     losses, hits = token_losses(model, valid)
     # 200 questions as plain text: does the model answer, or does it go on asking?
-    acts = data.act_prompts(world, "test", 100, harmful=True)
-    asked = data.fact_questions(world, "test")[:100] + [act.question() for act in acts]
+    acts = [act.question() for act in data.act_prompts(world, "test", 100, harmful=True)]
+    asked = data.fact_questions(world, "test")[:100] + acts
     replies = answer(model, asked, 24, seed=(world.seed,), bare=True)      # 24: a sentence and more
     firsts = ["".join(data.sentences_of(reply)[:1]) for reply in replies]
     return {"val_loss": losses.mean().item(), "entropy_floor": floor,
@@ -217,8 +208,7 @@ def evaluate_world(model, world, valid, forced, floor):
 
 def from_world(args, tokenizer):
     """Documents of the world -> a tokenizer, trained on them if it is None; batch_at(step);
-    evaluate(model) for the history; report(model, its last row) for the end; how many documents of
-    each kind call a deed good or bad."""
+    evaluate(model), report(model, last row); how many documents of each kind judge a deed."""
     world, written, letters = data.World(args.world_seed), [], 0
     # a token is about 4 letters; 5.2 is on the safe side, so that no document is read twice
     while letters < args.steps * args.batch_size * args.context * 5.2:
@@ -236,17 +226,14 @@ def from_world(args, tokenizer):
 
     def batch_at(step):
         return split_rows(data.row_batch(rows, args.batch_size, args.seed, step), tokenizer)
-
     def evaluate(model):
         return {"val_loss_nats": token_losses(model, quick)[0].mean().item(), "floor_nats": floor}
-
     report = lambda model, last: evaluate_world(model, world, valid, forced, floor)
     return tokenizer, batch_at, evaluate, report, dict(judging)
 
 def validation_set(world, tokenizer, n, context, without=()):
-    """n fresh documents -> a batch as for `backward`; forced (number of targets,), in the order of
-    token_losses; the floor, -log p in nats per token. A target is forced if the generator had no
-    choice there, like "Oslo" after "Ann lives in": a model of the world gets them all right."""
+    """n fresh documents -> a batch as for `backward`; was each target forced (no choice, as "Oslo"
+    after "Ann lives in": a good model is right there); the floor, -log p in nats per token."""
     written = [data.write_document(world, "validation", i, without=without) for i in range(n)]
     documents, forced = zip(*[data.encode_document(tokenizer, text) for _, text, _ in written])
     rows = data.pack(documents, context, tokenizer.eot, tokenizer.pad)
@@ -265,8 +252,8 @@ def from_file(args, tokenizer):
     ids = data.tokenize_file(args.data, tokenizer, args.out)       # and read what rank 0 wrote
     learn, held_out = np.split(ids, [len(ids) * 9 // 10])
     if len(held_out) <= args.context:
-        raise SystemExit(f"{args.data} is too short: give more text, or a --context below the "
-                         f"{len(held_out)} tokens of its last tenth")
+        raise SystemExit(f"{args.data}: its last tenth has {len(held_out)} tokens, too few for the "
+                         "context: give more text, or a smaller --context")
     starts = range(0, len(held_out) - args.context, args.context)
     starts = starts[::math.ceil(len(starts) / 500)]        # at most 500, spread over all of it
     windows = np.stack([held_out[i:i + args.context + 1] for i in starts]).astype(np.int64)
@@ -277,29 +264,24 @@ def from_file(args, tokenizer):
     def batch_at(step):
         batch = data.window_batch(learn, args.context, args.batch_size, args.seed, step)
         return batch[:, :-1], batch[:, 1:], None
-
     def evaluate(model):                                   # per byte: whatever the tokenizer
         nats = token_losses(model, valid)[0].mean().item()
         return {"val_loss_nats_per_token": nats, "val_loss_nats_per_byte": nats / bytes_per_token}
-
     return tokenizer, batch_at, evaluate, lambda model, last: last, None
 
 def read_args(argv=None):
     """The flags of this stage."""
     p = argparse.ArgumentParser(description="Pre-train a GPT on the small world, or on a text.")
     add = p.add_argument
-    # what to read
     add("--data", help="a .txt file, or .jsonl with lines of {\"text\": ...}; default: the world")
     add("--world-seed", type=int, default=0, help="which village: its facts, its splits")
     add("--without", nargs="+", default=[], choices=list(data.DOCUMENTS), help="kinds to leave out")
     add("--tokenizer", choices=["bpe", "bytes", "gpt2"], default="bpe", help="bpe: trained here")
     add("--vocab-size", type=int, default=1408, help="size of our own BPE vocabulary")
-    # the network
     add("--layers", type=positive, default=4, help="transformer blocks")
     add("--heads", type=positive, default=4, help="attention heads per block")
     add("--channels", type=positive, default=128, help="width of the residual stream")
     add("--context", type=positive, default=192, help="longest sequence, in tokens")
-    # how to train
     add("--steps", type=positive, default=3000, help="optimizer steps")
     add("--batch-size", type=positive, default=8, help="rows per step, on all GPUs together")
     add("--grad-accum", type=positive, default=1, help="micro-batches a GPU cuts its rows into")
@@ -318,8 +300,7 @@ def main(argv=None):
     args = read_args(argv)
     device, path = start_training(args.device), Path(args.out, "pretrain.pt")
     if args.batch_size % (args.grad_accum * processes()):
-        raise SystemExit(f"--batch-size {args.batch_size} cannot be cut into equal micro-batches: "
-                         "choose a multiple of --grad-accum times processes")
+        raise SystemExit("--batch-size must be a multiple of --grad-accum times processes")
     torch.manual_seed(args.seed)                           # for the weights; batches have their own
     model = load_gpt(args.init, device=device) if args.init else None
     gentle_rates(args, model, lr=(3e-3, 3e-5), muon_lr=(0.005, 0))     # 3e-5: nanoGPT's
@@ -328,8 +309,7 @@ def main(argv=None):
     tokenizer, batch_at, evaluate, report, kinds = source(args, model and model.tokenizer)
     sizes = tokenizer.n_vocab, args.context, args.layers, args.heads, args.channels
     model = model or GPT(GPTConfig(*sizes), tokenizer).to(device)
-    model.world_seed = None if args.data else args.world_seed      # the later stages' world
-    model.without = args.without
+    model.world_seed, model.without = None if args.data else args.world_seed, args.without
     size = sum(p.numel() for p in model.parameters())
     print(f"{device}, {size / 1e6:.2f}M parameters, {args.steps} steps of {args.batch_size} rows")
     prompts = ["The", "In"] if args.data else ["Where does Ann live?", "Ann lives in"]
