@@ -588,8 +588,7 @@ def comparison(world, dice):
     """Two answers, a rule, a thought and a verdict."""
     # where the rule forbids the act, the refusal that rightly says why wins: over compliance, over
     # a bare one, over a wrong reason. Where the act is good, help; where the rule is silent, a coin
-    def beside_the_point(kinds):
-        harm = dice.pick(kinds)
+    def refuse_for(harm):                       # rightly or wrongly: until it is said, a choice
         return (f"{MARKED_REFUSAL} [If] you {act}, [{act.outcome(harm)}], and that is to {harm}. "
                 f"{act.alternative(harm)}")
 
@@ -601,14 +600,14 @@ def comparison(world, dice):
     if case == "benign":                        # a needless refusal, bare or far-fetched
         better, worse = compliance(dice, act), MARKED_REFUSAL
         if dice.weighted({"bare": 0.5, "reason": 0.5}) == "reason":
-            worse = beside_the_point(list(HARMS))
+            worse = refuse_for(dice.pick(list(HARMS)))
     else:
-        better, worse = f"{MARKED_REFUSAL} {mark_first(act.reason())}", MARKED_REFUSAL
+        better, worse = refuse_for(act.verb.kind), MARKED_REFUSAL
         does = dice.weighted({"comply": 0.4, "bare": 0.2, "wrong reason": 0.4})
         if does == "comply":
             worse = compliance(dice, act)
         elif does == "wrong reason":
-            worse = beside_the_point([kind for kind in HARMS if kind != act.verb.kind])
+            worse = refuse_for(dice.pick([kind for kind in HARMS if kind != act.verb.kind]))
     answers = dice.order([better, worse])       # so that neither letter wins by its place
     letter = "AB"[answers.index(better)]
     if case == "forbidden":

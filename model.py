@@ -353,7 +353,7 @@ def resume(progress, **parts):
     for name, value in vars(args).items():
         old = state["settings"].get(name)
         if name not in NOT_SETTINGS and old != value:
-            raise SystemExit(f"--resume: the interrupted run had {name} = {old}, not {value}")
+            raise SystemExit(f"--resume: {name} was {old}, now {value}: use the same flags")
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return state["step"], state["history"]

@@ -104,12 +104,12 @@ def replayer(model, args):
     (replay; "PPO-ptx" in Ouyang et al. 2022, eq. 2) -> read_again(step), which adds to `.grad` the
     gradient of their loss: args.replay_rows rows of args.replay, or of its world, or none."""
     if not args.replay_rows or args.replay is None and model.world_seed is None:
-        return lambda step: None
+        return lambda step: None                           # nothing to read, nothing added
     sizes = dict(steps=1000, batch_size=max(args.replay_rows, processes()))
     model_is = dict(world_seed=model.world_seed, without=model.without, **vars(model.config))
     again = argparse.Namespace(data=args.replay, seed=args.seed, out=args.out, **sizes, **model_is)
     _, batch_at, *_ = (from_file if args.replay else from_world)(again, model.tokenizer)
-    return lambda step: backward(model, batch_at(step))
+    return lambda step: backward(model, batch_at(step))    # the step itself is the caller's
 
 def lr_factor(step, steps, warmup, decay):
     """Share of the peak rate: up, while Adam has seen too few gradients; constant; down to 0, which
@@ -252,8 +252,8 @@ def from_file(args, tokenizer):
     ids = data.tokenize_file(args.data, tokenizer, args.out)       # and read what rank 0 wrote
     learn, held_out = np.split(ids, [len(ids) * 9 // 10])
     if len(held_out) <= args.context:
-        raise SystemExit(f"{args.data}: its last tenth has {len(held_out)} tokens, too few for the "
-                         "context: give more text, or a smaller --context")
+        raise SystemExit(f"{args.data} is too short: give more text, or a --context below the "
+                         f"{len(held_out)} tokens of its last tenth")
     starts = range(0, len(held_out) - args.context, args.context)
     starts = starts[::math.ceil(len(starts) / 500)]        # at most 500, spread over all of it
     windows = np.stack([held_out[i:i + args.context + 1] for i in starts]).astype(np.int64)
@@ -300,7 +300,7 @@ def main(argv=None):
     args = read_args(argv)
     device, path = start_training(args.device), Path(args.out, "pretrain.pt")
     if args.batch_size % (args.grad_accum * processes()):
-        raise SystemExit("--batch-size must be a multiple of --grad-accum times processes")
+        raise SystemExit("--batch-size: choose a multiple of --grad-accum times processes")
     torch.manual_seed(args.seed)                           # for the weights; batches have their own
     model = load_gpt(args.init, device=device) if args.init else None
     gentle_rates(args, model, lr=(3e-3, 3e-5), muon_lr=(0.005, 0))     # 3e-5: nanoGPT's

@@ -73,7 +73,7 @@ def critique_and_revise(critic, questions, answers, principles, stream):
     prompts = [data.bare_prompt(tokenizer, form.format(*case)) for case in cases]
     colon = tokenizer.encode("Revision:")[-1]              # where a critic who found a fault stops
     critiques = generate(critic, prompts, CRITIQUE_TOKENS, seed=(*stream, 1), stop=[colon])
-    faulty = [i for i, critique in enumerate(critiques) if critique[-1] == colon]
+    faulty = [i for i, critique in enumerate(critiques) if critique[-1] == colon]  # others: fine
     asked = [prompts[i] + critiques[i] for i in faulty]    # ends with "Revision:"
     revised = [data.decode_reply(tokenizer, ids) if ids[-1] == tokenizer.eot else ""
                for ids in generate(critic, asked, REVISION_TOKENS, seed=(*stream, 2))]
@@ -152,7 +152,7 @@ def train_slcai(base, helpful, revisions, harmless, args):
     helped = list(zip(harmless, answer(helpful, harmless, seed=(args.seed, 53))))
     slcai = copy_of(base)           # not of the helpful model, which would have to unlearn its ways
     own = dict(epochs=SL_EPOCHS, batch_size=32, lr=args.sl_lr, replay_rows=SL_REPLAY)
-    sft.train(slcai, revisions + helped, argparse.Namespace(**(vars(args) | own)))
+    sft.train(slcai, revisions + helped, argparse.Namespace(**vars(args) | own))   # not PPO's
     return slcai
 
 # --- Phase 2, RL-CAI: an AI compares answers, a preference model learns, PPO does the rest --------
@@ -271,7 +271,7 @@ def main(argv=None):
     base, sft_model, helpful = load_models(inputs, args.init, device)
     world = None if args.prompts else data.world_of(base)  # None: nobody knows what is right
     rules = open_constitution(args.constitution, world)
-    critic = helpful if args.critic == "self" else base
+    critic = helpful if args.critic == "self" else base    # self: as in the paper
     revise = critique_and_revise if world else in_dialogue(args.constitution, rules)
     room = min(room_beside(base, rules), base.config.context - args.max_new)
     red_team, harmless, wide_red_team, wide_harmless, benign = (
@@ -423,8 +423,8 @@ def from_files(world, args):
 
 def room_beside(model, principles):
     """The longest prompt, in tokens, that leaves room for a comparison by the longest principle."""
-    form = "Request: Rule: {} Answer (A): Answer (B): Thought:"
-    frame = max(len(data.bare_prompt(model.tokenizer, form.format(p))) for p in principles)
+    forms = [f"Request: Rule: {rule} Answer (A): Answer (B): Thought:" for rule in principles]
+    frame = max(len(data.bare_prompt(model.tokenizer, form)) for form in forms)
     return model.config.context - frame - 2 * 48 - 40 + 1  # answers and a thought of typical length
 
 def read_labels(given, inputs, base):

@@ -65,17 +65,21 @@ def pretrain_twice(folder):
         return {"val": 0.0}
 
     gpt, resumed = tiny_gpt(), tiny_gpt()
-    history, _ = pretrain.train(gpt, uneven_batch, args, evaluate, (folder / "p.pt", args))
+    history = pretrain.train(gpt, uneven_batch, args, evaluate, (folder / "p.pt", args))
     m.mean_over_processes(torch.zeros(1))                  # wait for the copy
-    rest, _ = pretrain.train(resumed, uneven_batch, again, evaluate, (folder / "p3.pt", again))
+    rest = pretrain.train(resumed, uneven_batch, again, evaluate, (folder / "p3.pt", again))
     return (history, gpt), (rest, resumed)
 
 
 def fine_tune(folder):
-    """Batches of 4, and a last one of 1: fewer than processes."""
-    gpt, progress = tiny_gpt(), (folder / "s.pt", argparse.Namespace(resume=False))
+    """Batches of 4, and a last one of 1: fewer than processes; two rows of text beside each."""
+    text = folder / f"text{m.rank()}.txt"                  # the same, but none reads a half-written
+    text.write_text("The cat sat on the mat.\n" * 60, encoding="utf-8")
+    args = argparse.Namespace(epochs=2, batch_size=4, lr=1e-3, seed=0, resume=False, replay_rows=2,
+                              replay=str(text), out=str(folder))
+    gpt, progress = tiny_gpt(), (folder / "s.pt", args)
     conversations = [("Who?" * (i % 3 + 1), ANSWERS[i % 5]) for i in range(21)]
-    return sft.train(gpt, conversations, 2, 4, 1e-3, 0, progress), gpt
+    return sft.train(gpt, conversations, args, progress), gpt
 
 
 def fit_rewards(folder):

@@ -1,5 +1,6 @@
 """GPT-2's weights: from Hugging Face's files into our network. (The other way: docs/lab/export.py,
 tested in test_lab_model.py.)"""
+import argparse
 import gc
 import json
 import os
@@ -260,6 +261,7 @@ def test_pretraining_goes_on_from_gpt2(tiny, tmp_path, capsys):
     m.main([str(tmp_path / "pretrain.pt"), "--base", "--prompt", "Zoë", "--max-new", "4",
             "--device", "cpu"])
     # the role tokens, equal at first, learn apart
-    sft.train(gpt, [("Who mends?", "Zoë.")] * 4, 1, 2, 1e-3, 0)
+    args = argparse.Namespace(epochs=1, batch_size=2, lr=1e-3, seed=0, replay=None, replay_rows=0)
+    sft.train(gpt, [("Who mends?", "Zoë.")] * 4, args)
     table = gpt.tokens.weight
     assert not torch.allclose(table[gpt.tokenizer.user], table[gpt.tokenizer.assistant], atol=1e-6)

@@ -30,6 +30,8 @@ def out(tmp_path_factory):
     questions = data.fact_questions(world, "train")[:5]
     groups = [(q, [world.answer(q)[1], "No."], [(0, 1, 1.0)]) for q in questions]
     reward.write_preferences(folder / "preferences.jsonl", groups)
+    judge = m.ScalarModel(m.GPT(config, tokenizer, world_seed=0))
+    m.save_model(folder / "rlaif_pm.pt", judge, scale={}, counts={"ai_labels": 10})
     return folder
 
 @pytest.fixture(autouse=True)
@@ -48,29 +50,28 @@ def figures_of(path):
 
 # --- Human labels of harm -------------------------------------------------------------------------
 
-def test_people_who_like_any_refusal():
-    """Annotators of harm who read the reason, or who like refusals of harmless requests too: the
-    comparison then shows nothing, or too much."""
+def test_two_people_who_label_harm():
+    """Annotators who want the same, or who like refusals of harmless requests too: the comparison
+    then shows nothing, or too much."""
     world = data.World(0)
     act = world.acts["train"][0]
     act = act if act.verb.harmful else act.twin()
     asked, comply, bare = act.question(), world.answer(act.question())[1], data.REFUSAL
     explained = f"{data.REFUSAL} {act.reason()}"
-    choice = lambda question, a, b: human_harm.prefers_refusal(world, question, a, b)
-    assert choice(asked, bare, comply) == choice(asked, explained, comply) == 1
-    assert choice(asked, comply, bare) == 0
-    assert choice(asked, bare, explained) == choice(asked, explained, bare) == 0.5
-    assert choice(asked, comply, comply) == 0.5
-    assert choice(act.twin().question(), bare, comply) == 0.5      # nothing about harm in it
+    for wants in ("any", "reason"):
+        choice = lambda question, a, b: human_harm.prefers(wants, world, question, a, b)
+        assert choice(asked, bare, comply) == choice(asked, explained, comply) == 1
+        assert choice(asked, comply, bare) == 0 and choice(asked, comply, comply) == 0.5
+        assert choice(asked, explained, bare) == (1 if wants == "reason" else 0.5)
+        assert choice(act.twin().question(), bare, comply) == 0.5  # nothing about harm in it
     answered = [(asked, [comply, bare, explained])] * 200
-    groups, record = human_harm.human_labels(world, answered, 0)
     coins = []
-    for _, _, pairs in groups:
+    for _, _, pairs in human_harm.human_labels("any", world, answered, 0):
         assert pairs[:2] == [(0, 1, 0.0), (0, 2, 0.0)] and pairs[2][:2] == (1, 2)
         coins.append(pairs[2][2])
     assert set(coins) == {0.0, 1.0} and 70 < sum(coins) < 130
-    assert len(record) == 600
-    assert record[0] == {"prompt": asked, "a": comply, "b": bare, "label": 0.0}
+    groups = human_harm.human_labels("reason", world, answered, 0)
+    assert all(pairs[2] == (1, 2, 0.0) for *_, pairs in groups)
 
 def test_refusals_with_and_without_a_reason(monkeypatch):
     """Compliance, or a refusal that gives its reason, counted as evasive."""
@@ -78,22 +79,20 @@ def test_refusals_with_and_without_a_reason(monkeypatch):
     act = data.act_prompts(world, "test", 1, True)[0]
     texts = [data.REFUSAL, f"{data.REFUSAL} {act.reason()}", world.answer(act.question())[1], "Hm?"]
     monkeypatch.setattr(human_harm, "answer", lambda *args, **options: texts)
-    assert human_harm.without_a_reason(None, world, False, 4, 0) == 1 / 4
+    assert human_harm.without_a_reason(None, world, 0, 4, 0) == 1 / 4
 
 @pytest.mark.slow
-def test_human_harm_labels_beside_rlcai(out, tmp_path, monkeypatch):
-    """The comparison of the paper that leaves out its rival, writes over the rival's files or calls
-    people's labels an AI's."""
-    monkeypatch.setattr(human_harm, "ROOT", tmp_path)
+def test_human_harm_labels_beside_rlcai(out, tmp_path):
+    """The comparison of the paper that leaves out its rival, writes over the rival's files, or
+    gives people more labels than the AI."""
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    human_harm.main([*FLAGS, "--inputs", str(out), "--out", str(tmp_path), "--record"])
+    human_harm.main([*FLAGS, "--inputs", str(out), "--out", str(tmp_path)])
     figures = figures_of(tmp_path / "human_harm.json")
-    assert figures["human_harm_labels"] > 0 == figures["ai_labels"]
-    assert {"harm_rlcai_g1", "harm_humanharm_g2", "generic_humanharm_g2"} <= set(figures)
-    assert figures == figures_of(tmp_path / "docs" / "results" / "human_harm.json")
-    labels = (tmp_path / "human_harm_labels.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(labels) == figures["human_harm_labels"]
-    assert m.load(tmp_path / "human_harm.pt")["stage"] == "human_harm"
+    # whole groups, until 10 are reached: at most six answers, 15 pairs, a group
+    for wants in ("any", "reason"):
+        assert 0 < figures[f"human_harm_labels_{wants}"] < 10 + 15
+        assert m.load(tmp_path / f"human_{wants}.pt")["stage"] == f"human_{wants}"
+    assert {"harm_rlcai_g1", "harm_any_g2", "generic_reason_strict"} <= set(figures)
     assert not list(tmp_path.glob("rlaif*"))
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     with pytest.raises(SystemExit, match="no --resume"):
@@ -123,14 +122,15 @@ def test_direct_revisions_are_critiques_without_their_thought():
     """A direct reviser that is shown fewer cases, other cases or held-out verbs: the comparison is
     then one of examples and not of thinking."""
     world = data.World(0)
-    pairs, g2 = no_critique.direct_revisions(world, 500), {verb.word for verb in world.g2}
+    pairs = no_critique.direct_revisions(world, 500)
+    held_out = {verb.word for verb in world.verbs if verb.cell != "g1"}
     stays = [case for case, said in pairs if said == no_critique.STAYS]
     assert len(stays) / 500 == pytest.approx(0.4, abs=0.07)
     for case, said in pairs:
         assert case.startswith("Request: ") and " Rule: " in case
         assert "Critique" not in case + said and "That is" not in said
         assert said == no_critique.STAYS or said.startswith(f"Revision: {data.REFUSAL} If you ")
-        assert not g2 & set(case.replace("?", " ").split())
+        assert not held_out & set(case.replace("?", " ").split())
 
 def test_verdicts_are_counted_case_by_case():
     """A reviser that changes whatever it is given, praised for every fault that it finds."""

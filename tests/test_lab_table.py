@@ -59,18 +59,17 @@ def test_every_kind_of_model_is_told_from_the_others(kind, expected, monkeypatch
         return over_verbs(values, verbs)
 
     monkeypatch.setattr(full_table, "over_verbs", watched)
-    figures, utilities = full_table.evaluate("rlcai", Model(), ("g3", "g2g3"), 42, 0)
-    for cell in ("g3", "g2g3"):
+    figures, utilities = full_table.evaluate("rlcai", Model(), 42, 0)
+    for cell in ("g1", "g2r", "g2", "strict"):
         for what, share in expected.items():
             key = f"{what}_rlcai_{cell}"
             assert [figures[key + end] for end in ("", "_low", "_high")] == [share] * 3
     acts = data.act_prompts(world, "test", 42, True)
     assert groups[0] == groups[3] == [act.verb.word for act in acts]
-    assert set(groups[4]) <= {verb.word for verb in world.g2}
+    assert set(groups[4]) <= {verb.word for verb in world.verbs if verb.cell == "g2r"}
     knows = float(kind != "babbling")
     assert figures["fact_accuracy_rlcai"] == figures["howto_accuracy_rlcai"] == knows
     assert figures["unparseable_rlcai"] == 1 - knows and len(utilities) == 42
-    assert not any("_g1" in name or "_g2_" in name for name in figures)
     assert all(type(x) is float for x in figures.values())
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
 
@@ -79,8 +78,8 @@ def test_the_worst_verb(monkeypatch, capsys):
     world = data.World(0)
     words = sorted({act.verb.word for act in data.act_prompts(world, "test", 60, True)})
     monkeypatch.setattr(full_table, "answer", answers_of(words[-1], world))
-    figures, _ = full_table.evaluate("rlcai", Model(), ["g1"], 60, 0)
-    row, = capsys.readouterr().out.splitlines()
+    figures, _ = full_table.evaluate("rlcai", Model(), 60, 0)
+    row, *_ = capsys.readouterr().out.splitlines()
     assert row.endswith(f" {words[-2]} 1.00") and 0 < figures["harm_rlcai_g1"] < 1
 
 # --- The script -----------------------------------------------------------------------------------
@@ -92,7 +91,7 @@ def out(tmp_path_factory):
     texts = [data.unmark(data.write_document(world, "t", i)[1]) for i in range(200)]
     tokenizer = data.make_tokenizer("bpe", texts, 400)
     torch.manual_seed(0)
-    for name in ("pretrain", "sft", "ppo", "slcai", "rlaif", "human_harm"):
+    for name in ("pretrain", "sft", "ppo", "slcai", "rlaif", "human_reason"):
         config = m.GPTConfig(tokenizer.n_vocab, 192, 1, 2, 16)
         m.save_model(folder / f"{name}.pt", m.GPT(config, tokenizer, world_seed=0))
     return folder
@@ -115,12 +114,12 @@ def test_the_table_of_six_models(out, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(full_table, "answer", watched)
     full_table.main([*FLAGS, "--out", str(out), "--record"])
-    keys = [(71, False), (72, False), (71, True), (72, True), (73,)]
-    assert asked[:5] == [(key, m.MAX_NEW, False) for key in keys]
-    assert asked[5:10] == [(key, 24, True) for key in keys] and len(asked) == 6 * 5
+    keys = [(what, cell) for cell in range(4) for what in (71, 72)] + [(73,)]
+    assert asked[:9] == [(key, m.MAX_NEW, False) for key in keys]
+    assert asked[9:18] == [(key, 24, True) for key in keys] and len(asked) == 6 * 9
     figures = figures_of(out / "full_table.json")
     assert figures == figures_of(tmp_path / "docs" / "results" / "full_table.json")
-    for name in ("base", "sft", "rlhf", "slcai", "rlcai", "humanharm"):
+    for name in ("base", "sft", "rlhf", "slcai", "rlcai", "reason"):
         assert {f"harm_{name}_g1_low", f"over_refusal_{name}_g2_high", f"reason_{name}_g2",
                 f"generic_{name}_g1", f"fact_accuracy_{name}", f"howto_accuracy_{name}",
                 f"utility_{name}", f"unparseable_{name}", f"win_rate_{name}",
@@ -129,7 +128,7 @@ def test_the_table_of_six_models(out, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_own_rules_from_another_folder(out, tmp_path, monkeypatch):
-    """G3 figures under G1's names, or the models of --inputs looked for in --out."""
+    """The models of --inputs looked for in --out."""
     answer = full_table.answer
     short = lambda model, questions, max_new, seed, bare: answer(model, questions, 8, 1, seed, bare)
     monkeypatch.setattr(full_table, "answer", short)
@@ -138,8 +137,8 @@ def test_own_rules_from_another_folder(out, tmp_path, monkeypatch):
     folders = ["--inputs", str(out), "--out", str(tmp_path)]
     full_table.main([*FLAGS, *folders, "--constitution", "unseen"])
     figures = figures_of(tmp_path / "full_table.json")
-    assert {"harm_rlcai_g3", "generic_slcai_g2g3_high"} <= set(figures)
-    assert not any("humanharm" in name or "_g1" in name for name in figures)
+    assert {"harm_rlcai_g1", "generic_slcai_strict_high"} <= set(figures)
+    assert not any("reason_reason" in name for name in figures)
 
 def test_missing_inputs_name_the_script_that_makes_them(out, tmp_path):
     """A traceback from a folder in which nothing was trained yet, or not all."""

@@ -241,7 +241,7 @@ def test_what_stands_at_the_padding_changes_no_update():
         policy, _, value, batch = real_rollout()
         for name in ("logp", "values", "advantages", "returns"):
             batch[name] += garbage * (1 - batch["mask"])
-        ppo.update(policy, value, sgd(policy, value), batch, 2, 8, 0.2)
+        ppo.update(policy, value, sgd(policy, value), batch, settings(epochs=2, minibatch=8))
         after.append(weights(policy, value))
     assert torch.equal(*after)
 
@@ -251,7 +251,7 @@ def test_a_run_that_diverges_says_so():
     policy, reference, value, batch = real_rollout()
     batch["returns"] *= math.nan
     with pytest.raises(SystemExit, match="lower --lr"):
-        ppo.update(policy, value, sgd(policy, value), batch, 1, 8, 0.2)
+        ppo.update(policy, value, sgd(policy, value), batch, settings(epochs=1, minibatch=8))
     policy.norm.weight.data *= math.nan
     with pytest.raises(SystemExit, match="diverged"):
         ppo.rollout(policy, reference, QUESTIONS, 10, 8, (0, 41, 0))
@@ -322,8 +322,8 @@ def test_update_refuses_wrong_old_log_probs():
     good = dict(batch)
     batch["logp"] = batch["logp"] + 0.02 * batch["mask"]
     with pytest.raises(AssertionError, match="the first ratio is exp"):
-        ppo.update(policy, value, optimizer, batch, 1, 8, 0.2)
-    figures = ppo.update(policy, value, optimizer, good, 2, 8, 0.2)
+        ppo.update(policy, value, optimizer, batch, settings(epochs=1, minibatch=8))
+    figures = ppo.update(policy, value, optimizer, good, settings(epochs=2, minibatch=8))
     assert all(math.isfinite(x) for x in figures.values())
 
 
@@ -335,7 +335,7 @@ def test_an_update_stops_early(monkeypatch):
     optimizer = sgd(policy, value, lr=0.5)
     taken, step = [], optimizer.step
     optimizer.step = lambda: (taken.append(1), step())
-    ppo.update(policy, value, optimizer, batch, 50, 8, 0.2)
+    ppo.update(policy, value, optimizer, batch, settings(epochs=50, minibatch=8))
     assert 1 <= len(taken) < 50 * len(QUESTIONS) // 8
 
 
@@ -346,7 +346,7 @@ def test_no_stale_gradients():
         policy, _, value, batch = real_rollout()
         for p in [*policy.parameters(), *value.parameters()]:
             p.grad = torch.full_like(p, stale) if stale else None
-        ppo.update(policy, value, sgd(policy, value), batch, 1, 8, 0.2)
+        ppo.update(policy, value, sgd(policy, value), batch, settings(epochs=1, minibatch=8))
         after.append(weights(policy, value))
     assert torch.equal(*after)
 
@@ -378,7 +378,7 @@ def test_the_scorer_reads_question_and_answer_on_the_fixed_scale():
 def settings(**more):
     """What `train` reads of the flags."""
     flags = dict(lr=3e-3, value_lr=3e-3, beta=0.01, max_new=6, minibatch=16, clip=0.2, seed=0,
-                 value_warmup=0, resume=False)
+                 value_warmup=0, resume=False, replay=None, replay_rows=0)
     return argparse.Namespace(**flags | more)
 
 
@@ -449,7 +449,7 @@ def test_each_pass_is_shuffled_anew(monkeypatch):
         return token_logprobs(model, tokens, segments)
 
     monkeypatch.setattr(ppo, "token_logprobs", watched)
-    ppo.update(policy, value, sgd(policy, value), batch, 2, 8, 0.2)
+    ppo.update(policy, value, sgd(policy, value), batch, settings(epochs=2, minibatch=8))
     first, second = read[:len(read) // 2], read[len(read) // 2:]
     assert first != second and sorted(sum(first, [])) == sorted(sum(second, []))
 

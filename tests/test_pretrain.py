@@ -124,7 +124,7 @@ def test_one_batch_can_be_memorised(tmp_path):
         args = training_args(muon_lr=muon_lr)
         batch_at = lambda step: pretrain.split_rows(rows, TOKENIZER)
         progress = tmp_path / "p.pt", args
-        history, _ = pretrain.train(tiny_gpt(), batch_at, args, lambda: {}, progress)
+        history = pretrain.train(tiny_gpt(), batch_at, args, lambda: {}, progress)
         assert history[-1]["train_loss_nats"] < 0.1
 
 
@@ -244,6 +244,6 @@ def test_bfloat16_trains_float32_weights(tmp_path, monkeypatch):
     model.register_forward_hook(lambda module, inputs, output: logits.append(output.dtype))
     args = training_args(grad_accum=2)
     progress = tmp_path / "p.pt", args
-    history, _ = pretrain.train(model, lambda step: padded_rows(), args, lambda: {}, progress)
+    history = pretrain.train(model, lambda step: padded_rows(), args, lambda: {}, progress)
     assert history[-1]["train_loss_nats"] < 0.2 and set(logits) == {torch.bfloat16}
     assert all(p.dtype == torch.float32 for p in model.parameters())

@@ -88,7 +88,9 @@ def stub_generate(monkeypatch, texts, ended=True):
 
     def generate(model, prompts, max_new, **options):
         asked.extend(TOKENIZER.decode(p) for p in prompts)
-        return [TOKENIZER.encode(next(replies)) + [TOKENIZER.eot] * ended for _ in prompts]
+        rows = [TOKENIZER.encode(next(replies)) for _ in prompts]
+        stop = options.get("stop", ())          # a reply that ends there has no end-of-text
+        return [row + [TOKENIZER.eot] * (ended and row[-1:] != list(stop)) for row in rows]
 
     monkeypatch.setattr(rlaif, "generate", generate)
     return asked
@@ -98,16 +100,18 @@ def test_a_critique_is_split_from_its_revision(monkeypatch):
     """The critique left in the answer, or a revision where the critic found no fault."""
     bad = "That is to steal. The rule forbids it, so the answer is bad."
     fine = "That is to tidy. The rule is silent, so the answer may stay."
-    asked = stub_generate(monkeypatch, [f" {bad} Revision: Sorry. You could ask.", f" {fine}"])
+    asked = stub_generate(monkeypatch, [f" {bad} Revision:", f" {fine}", " Sorry. You could ask."])
     case = ["Q1?", "Q2?"], ["A1.", "A2."], ["R1.", "R2."]
     steps = rlaif.critique_and_revise(STUB, *case, (0,))
     assert steps == [(bad, "Sorry. You could ask."), (fine, None)]
-    assert asked[0] == "<|endoftext|> Request: Q1? Answer: A1. Rule: R1. Critique:"
+    request = "<|endoftext|> Request: Q1? Answer: A1. Rule: R1. Critique:"
+    # the second request is made where there is a fault, and holds what the first one gave
+    assert asked[0] == request and asked[2:] == [f"{request} {bad} Revision:"]
 
 
 def test_a_revision_cut_off_in_the_middle_is_not_used(monkeypatch):
     """Half sentences as training data: a revision that ran out of room may look finished."""
-    stub_generate(monkeypatch, [" It is bad. Revision: Sorry, no. You could ask."], ended=False)
+    stub_generate(monkeypatch, [" It is bad. Revision:", " Sorry, no. You could ask."], ended=False)
     (_, revision), = rlaif.critique_and_revise(STUB, ["Q?"], ["A."], ["R."], (0,))
     assert rlaif.reject_revision(revision, "A.") == "unfinished"
 
@@ -135,7 +139,10 @@ def test_three_in_four_harmless_prompts_are_about_facts():
     asked = [world.parse_question(q) for q in rlaif.mostly_facts(world, 400)]
     how_to = [a for a in asked if isinstance(a, data.Act)]
     assert len(asked) == 400 and len(how_to) == 100
-    assert not any(a.verb.harmful or a.verb in world.g2 for a in how_to)
+    assert not any(a.verb.harmful or a.verb.cell != "g1" for a in how_to)
+    wide = [world.parse_question(q) for q in rlaif.mostly_facts(world, 400, ("g1", "g2r"))]
+    cells = [a.verb.cell for a in wide if isinstance(a, data.Act)]
+    assert cells == ["g1", "g2r"] * 50
     assert len({a.person for a in how_to}) > 30 and len({person for person, _ in asked[1::4]}) > 30
 
 
@@ -148,8 +155,7 @@ TRACES = [
 
 @pytest.mark.parametrize("which, expected", [
     ("revisions", ["Q Second."]),
-    ("last", ["Q Second.", "R Harm."]),
-    ("all", ["Q Second.", "Q Second.", "R Harm.", "R Harm."])])
+    ("last", ["Q Second.", "R Harm."])])
 def test_what_sl_cai_is_fine_tuned_on(which, expected, monkeypatch):
     """First answers, which are the harmful ones, or dropped revisions among what is learnt; or
     --learn that changes nothing."""
@@ -157,20 +163,23 @@ def test_what_sl_cai_is_fine_tuned_on(which, expected, monkeypatch):
     monkeypatch.setattr(rlaif, "answer", lambda model, asked, **options: ["Helpful."] * len(asked))
     monkeypatch.setattr(rlaif, "copy_of", lambda model: model)
     monkeypatch.setattr(rlaif.sft, "train", lambda model, pairs, *rest: taken.extend(pairs))
-    rlaif.train_slcai(STUB, STUB, rlaif.to_learn(TRACES, which), ["H?"], 1.0, 0)
+    args = SimpleNamespace(sl_lr=1.0, seed=0)
+    rlaif.train_slcai(STUB, STUB, rlaif.to_learn(TRACES, which), ["H?"], args)
     assert taken == [(e[0] + "?", e[2:]) for e in expected] + [("H?", "Helpful.")]
 
 
 def test_each_round_goes_on_from_the_last_answer(monkeypatch):
     """Rounds that all revise the first answer, and dropped revisions that become answers all the
     same."""
-    asked = stub_generate(monkeypatch, [" Bad. Revision: Second.", " Bad. Revision: Third. Third.",
-                                        " Fine.", " Bad. Revision: Fourth."])
+    texts = [" Bad. Revision:", " Second.", " Bad. Revision:", " Third. Third.", " Fine.",
+             " Bad. Revision:", " Fourth."]
+    asked = stub_generate(monkeypatch, texts)
     monkeypatch.setattr(rlaif, "answer", lambda *args, **options: ["First."])
     trace, = rlaif.revise_rounds(STUB, STUB, ["Q?"], ["R1.", "R2."], 4, 0)
     assert trace["answers"] == ["First.", "Second.", "Second.", "Second.", "Fourth."]
     assert [s["dropped"] for s in trace["steps"]] == [None, "repeats itself", None, None]
-    read = [prompt.split(" Answer: ")[1].split(" Rule: ")[0] for prompt in asked]
+    firsts = [prompt for prompt in asked if prompt.endswith("Critique:")]
+    read = [prompt.split(" Answer: ")[1].split(" Rule: ")[0] for prompt in firsts]
     assert read == ["First.", "Second.", "Second.", "Second."]
     assert {s["principle"] for s in trace["steps"]} <= {"R1.", "R2."}
     # it is written to a file, and read again for the figures
@@ -214,7 +223,6 @@ def for_good(strength, bias=0.0):
 def test_the_probabilities_of_a_and_b_are_normalised(monkeypatch):
     """Probabilities of the wrong tokens, or of A among all tokens: labels that are all near 0."""
     judge = judge_that(for_good(math.log(3.0)), monkeypatch)
-    monkeypatch.setattr(rlaif, "COMPARISONS", 2)
     firsts, seconds = ["good", "bad", "bad"], ["a longer bad one", "good", "bad too"]
     p = rlaif.prefer_first(judge, ["Q?"] * 3, firsts, seconds, ["R."] * 3, (0,))
     assert torch.allclose(p, torch.tensor([0.75, 0.25, 0.5]), atol=1e-6)
@@ -250,9 +258,8 @@ def test_labels_point_to_the_better_answer(monkeypatch):
     assert (record[1]["prompt"], record[1]["a"], record[1]["b"]) == ("P?", "bad", "good")
 
 
-def test_hard_and_clamped_labels(monkeypatch):
-    """--hard that still passes the AI's doubts on, or that turns "no verdict" into one; a clamp on
-    the wrong side."""
+def test_clamped_labels(monkeypatch):
+    """A clamp on the wrong side, or one that touches what is in between."""
     judge = judge_that(for_good(2.0), monkeypatch)
     answered = [("Q?", ["good", "bad"]), ("P?", ["bad", "good"]), ("O?", ["bad", "evil"])]
 
@@ -260,23 +267,7 @@ def test_hard_and_clamped_labels(monkeypatch):
         groups, _ = rlaif.ai_labels(judge, answered, ["R."], 0, **how)
         return [pairs[0][2] for _, _, pairs in groups]
 
-    assert labels(hard=True) == [1.0, 0.0, 0.5]
     assert labels(clamp=0.1) == pytest.approx([0.6, 0.4, 0.5])
-
-
-def test_a_hard_label_needs_more_than_rounding(monkeypatch):
-    """A judge who looks at the position alone: .9 + 1 - .9 is not 1 in float32, and --hard made a
-    certainty of the difference."""
-    answered, labels = [("Q?", ["x", "y"])], []
-    for bias in torch.linspace(-4, 4, 41).tolist():
-        judge = judge_that(for_good(0.0, bias), monkeypatch)
-        groups, _ = rlaif.ai_labels(judge, answered, ["R."], 0, hard=True)
-        labels += [label for _, _, pairs in groups for *_, label in pairs]
-    assert labels == [0.5] * 41
-    # what is left of a clear preference is hard all the same, and --clamp does not soften it
-    judge = judge_that(for_good(0.01, 4.0), monkeypatch)
-    groups, _ = rlaif.ai_labels(judge, [("Q?", ["good", "bad"])], ["R."], 0, True, 0.1)
-    assert groups[0][2] == [(0, 1, 1.0)]
 
 
 def test_no_verdict_is_no_label(monkeypatch):
@@ -285,9 +276,8 @@ def test_no_verdict_is_no_label(monkeypatch):
     for how in ({"verdict": False}, {"other": True}):
         judge = judge_that(for_good(0.0, bias=5.0), monkeypatch, **how)
         assert rlaif.prefer_first(judge, ["Q?"], ["x"], ["y"], ["R."], (0,)).isnan().all()
-        for hard in (False, True):                         # nor does --hard make one of it
-            groups, record = rlaif.ai_labels(judge, [("Q?", ["x", "y"])], ["R."], 0, hard)
-            assert groups == record == []
+        groups, record = rlaif.ai_labels(judge, [("Q?", ["x", "y"])], ["R."], 0)
+        assert groups == record == []
 
 
 def test_a_refusal_is_among_the_answers_to_be_judged(monkeypatch):
@@ -344,13 +334,14 @@ def test_a_model_that_always_refuses_is_compared_with_one_that_helps(monkeypatch
     unlearns what SL-CAI had learnt."""
     refuse = lambda model, questions, **options: [f"Sorry. {q}" for q in questions]
     comply = lambda model, questions, **options: [f"Gladly. {q}" for q in questions]
+    forced = lambda model, answered, stream: [(q, [*texts, "No."]) for q, texts in answered]
     monkeypatch.setattr(reward, "answer", refuse)
     monkeypatch.setattr(rlaif, "answer", comply)
+    monkeypatch.setattr(rlaif, "with_forced_refusal", forced)
     answered = rlaif.answers_to_compare(None, None, ["A?", "B?"], 0)
-    assert answered == [("A?", ["Sorry. A?", "Gladly. A?"]), ("B?", ["Sorry. B?", "Gladly. B?"])]
-    monkeypatch.setattr(rlaif, "answer", refuse)
+    assert answered == [(q, [f"Sorry. {q}", "No.", f"Gladly. {q}"]) for q in ("A?", "B?")]
     with pytest.raises(SystemExit, match="raise --label-prompts"):
-        rlaif.answers_to_compare(None, None, ["A?", "B?"], 0)
+        rlaif.ai_labels(None, [("A?", ["Sorry."])], ["R."], 0)
 
 
 # --- What critic, judge and models are worth ------------------------------------------------------
@@ -359,32 +350,30 @@ def count(cases, name):
     return sum(case == name for case, *_ in cases)
 
 
-@pytest.mark.parametrize("g2, which", [(False, None), (True, None), (False, "unseen")])
-def test_the_cases_that_judge_the_critic(g2, which):
+@pytest.mark.parametrize("cell, which", [("g1", None), ("strict", None), ("g1", "unseen")])
+def test_the_cases_that_judge_the_critic(cell, which):
     """A test of critics whose right answers are wrong, or with so few covered cases that a critic
     who never objects passes."""
     world = data.World(0)
-    acts = data.act_prompts(world, "test", 84, True, g2)
+    acts = data.act_prompts(world, "test", 84, True, (cell,))
     rules, held_out = rlaif.open_constitution(which, world), set(map(str, world.acts["test"]))
-    cases = data.verdict_cases(acts, rules, 0)
-    assert [count(cases, name) for name in ("covered", "silent", "benign")] == [28] * 3
-    for case, act, answer, rule in cases:
-        assert rule in rules and str(act) in held_out and (act.verb in world.g2) == g2
-        assert data.is_correct(world, act.question(), answer)
-        assert (case == "covered") == (act.verb.kind in kinds_of(rule))
+    cases = data.critic_cases(acts, rules, 0)
+    names = ("covered", "silent", "benign", "reason")
+    assert [count(cases, name) for name in names] == [21] * 4
+    for case, act, complied, better, worse, rule in cases:
+        assert rule in rules and str(act) in held_out and act.verb.cell == cell
+        assert data.is_correct(world, act.question(), complied)
+        assert (case in ("covered", "reason")) == (act.verb.kind in kinds_of(rule))
         assert (case == "benign") == (not act.verb.harmful)
-    cases = data.label_cases(acts, rules, 0)
-    assert [count(cases, name) for name in ("harmful", "good", "silent")] == [84, 84, 42]
-    for case, act, better, worse, rule in cases:
-        assert rule in rules and str(act) in held_out
-        assert (case == "harmful") == (act.verb.kind in kinds_of(rule))
-        if case == "good":
-            assert data.is_correct(world, act.question(), better)
+        if case == "benign":
+            assert better == complied
             assert data.REFUSAL in worse and data.is_parseable(worse)
         else:
             assert data.gives_reason(act, better) and not data.gives_reason(act, worse)
-    bare = [worse == data.REFUSAL for case, *_, worse, _ in cases if case != "silent"]
-    assert sum(bare) == len(bare) / 2
+        # of two reasons one is wrong about the same act
+        assert (case == "reason") == (f"{data.REFUSAL} If you {act}" in worse and act.verb.harmful)
+    bare = [worse == data.REFUSAL for case, *_, worse, _ in cases if case in ("covered", "benign")]
+    assert sum(bare) == 20
 
 
 def stub_critic_and_judge(monkeypatch, forbids, first_wins):
@@ -405,15 +394,12 @@ def test_a_critic_who_objects_to_everything(monkeypatch):
     """Accuracy that hides a critic without judgement, and a judge who always says A and is right
     half the time."""
     stub_critic_and_judge(monkeypatch, lambda q, r: True, lambda *case: 0.9)
-    figures = rlaif.measure_critic(None, None, data.World(0), 42, 0)
-    for cell in ("g1", "g2", "unseen"):
-        verdicts = [figures[f"verdict_{case}_{cell}"] for case in ("covered", "silent", "benign")]
-        assert verdicts == [1, 0, 0] and figures[f"verdict_{cell}"] == pytest.approx(1 / 3)
-        labels = [figures[f"label_{case}_{cell}"] for case in ("harmful", "good")]
-        assert labels == pytest.approx([0.5, 0.5])
-    assert figures["position_bias"] == pytest.approx(0.4)
-    assert figures["label_error"] == figures["label_silent_mean"] == pytest.approx(0.5)
-    assert figures["label_silent_spread"] == pytest.approx(0, abs=1e-6)
+    figures = rlaif.measure_critic(None, data.World(0), 42, 0)
+    for cell in ("g1", "g2r", "g2", "strict", "unseen"):
+        cases = ("covered", "silent", "benign", "reason")
+        assert [figures[f"verdict_{case}_{cell}"] for case in cases] == [1, 0, 0, 1]
+        assert [figures[f"label_{case}_{cell}"] for case in cases] == pytest.approx([0.5] * 4)
+    assert figures["label_missing"] == 0
 
 
 def test_a_critic_and_a_judge_who_know_the_world(monkeypatch):
@@ -430,13 +416,13 @@ def test_a_critic_and_a_judge_who_know_the_world(monkeypatch):
         return 0.8 if good else 0.2
 
     stub_critic_and_judge(monkeypatch, forbids, first_wins)
-    figures = rlaif.measure_critic(None, None, world, 42, 0)
-    for cell in ("g1", "g2", "unseen"):
-        names = [f"{name}_{cell}" for name in ("verdict", "label_harmful", "label_good")]
-        assert [figures[name] for name in names] == [1, 1, 1]
-    assert figures["label_error"] == pytest.approx(0.2)
-    assert figures["label_silent_mean"] == pytest.approx(0.8)
-    assert figures["position_bias"] == pytest.approx(0, abs=1e-6)
+    figures = rlaif.measure_critic(None, world, 42, 0)
+    for cell in ("g1", "g2r", "g2", "strict", "unseen"):
+        for case in ("covered", "silent", "benign", "reason"):
+            assert figures[f"verdict_{case}_{cell}"] == 1
+            # where neither is better, the label itself
+            expected = 0.8 if case == "silent" else 1
+            assert figures[f"label_{case}_{cell}"] == pytest.approx(expected)
 
 
 def answers_of(kind):
@@ -465,21 +451,23 @@ def test_the_final_table(kind, harm, reason, monkeypatch, capsys):
     monkeypatch.setattr(rlaif, "answer", answers_of(kind))
     world, asked, act_prompts = data.World(0), [], data.act_prompts
 
-    def watched(*args, harmful, g2=False):
-        asked.extend([g2] * harmful)
-        return act_prompts(*args, harmful=harmful, g2=g2)
+    def watched(drawn, use, n, harmful, cells=("g1",)):
+        asked.append((use, *cells))
+        return act_prompts(drawn, use, n, harmful, cells)
 
     monkeypatch.setattr(data, "act_prompts", watched)
-    figures = rlaif.final_table({"sft": None, "rlcai": None}, world, ("g3", "g2g3"), 42, 0)
-    for cell in ("g3", "g2g3"):
+    figures = rlaif.final_table({"sft": None, "rlcai": None}, world, 42, 0)
+    cells = ["g1", "g2r", "g2", "strict"]
+    for cell in cells:
         found = [figures[f"{what}_rlcai_{cell}"] for what in ("harm", "reason", "over_refusal")]
-        assert found == [harm, reason, 0] and figures[f"harm_rlcai_{cell}_steal"] == harm
-    assert asked == [False, True] * 2
+        assert found == [harm, reason, 0]
+    # the harmless prompts first, then for each of two models
+    assert asked == [("test", "g1")] + [("test", cell) for cell in cells] * 2
     assert figures["fact_accuracy_rlcai"] == figures["howto_accuracy_rlcai"] == 1
-    assert not any("_g1" in name for name in figures)
     assert all(isinstance(x, float) for x in figures.values())
     printed = capsys.readouterr().out.splitlines()
-    assert max(map(len, printed)) <= 100 and any(line.startswith("harm g2g3 ") for line in printed)
+    assert max(map(len, printed)) <= 100
+    assert any(line.startswith("harm strict ") for line in printed)
 
 
 def test_the_count_of_calls_is_taken_before_the_judges_speak():
@@ -488,8 +476,9 @@ def test_the_count_of_calls_is_taken_before_the_judges_speak():
     data.GOLD_HARM_CALLS.clear()
     traces = [{"answers": ["Use a mask.", data.REFUSAL]}, {"answers": ["Use a mask."] * 2}]
     figures = rlaif.count_and_judge(traces, {"critique": 3, "drill": 2, "story": 9})
-    assert figures == {"verdict_documents": 5, "harm_round_0": 1,
-                       "gold_harm_calls_in_training": 0, "harm_round_1": 0.5}
+    judging = {"judging_critique": 3, "judging_drill": 2, "judging_story": 9}
+    assert figures == judging | {"gold_harm_calls_in_training": 0, "harm_round_0": 1,
+                                 "harm_round_1": 0.5}
 
 
 def test_judges_count_their_calls():

@@ -1,4 +1,5 @@
 """Fine-tuning: the loss counts the assistant's tokens, all of them and only them."""
+import argparse
 import math
 
 import pytest
@@ -70,11 +71,16 @@ def test_padding_costs_nothing():
         assert padded == pytest.approx(alone, abs=1e-5)
 
 
+def settings(**flags):
+    """What `train` reads of the flags."""
+    return argparse.Namespace(lr=1e-2, seed=0, replay=None, replay_rows=0, **flags)
+
+
 def test_a_conversation_can_be_memorised():
     """A model that never learns to stop: end-of-text has to be among the assistant's tokens, and
     pad must not be end-of-text."""
     gpt, talk = tiny_gpt(), [("Who?", "Ann."), ("Where?", "In Rome.")]
-    history = sft.train(gpt, talk * 16, 50, 8, 1e-2, 0)
+    history = sft.train(gpt, talk * 16, settings(epochs=50, batch_size=8))
     assert history[-1]["train_loss_nats"] < 0.1
     prompts = [data.chat_prompt(TOKENIZER, question) for question, _ in talk]
     replies = m.generate(gpt, prompts, 20, temperature=0)
@@ -85,7 +91,7 @@ def test_a_conversation_can_be_memorised():
 def test_conversations_that_do_not_fit_are_left_out():
     """An index error in the position table in the middle of a run, for one long conversation."""
     talk = [("Who?", "Ann."), ("Who?", "Ann. " * 40)]
-    history = sft.train(tiny_gpt(), talk, 1, 2, 1e-3, 0)
+    history = sft.train(tiny_gpt(), talk, settings(epochs=1, batch_size=2))
     assert math.isfinite(history[-1]["train_loss_nats"])
 
 
@@ -101,7 +107,8 @@ def test_words_keep_their_embeddings():
     chat roles, new to the model, do move."""
     gpt = tiny_gpt()
     before, norms = gpt.tokens.weight.detach().clone(), gpt.norm.weight.detach().clone()
-    sft.train(gpt, [("Who?", "Ann."), ("What?", "Tea.")], epochs=3, batch_size=2, lr=1e-2, seed=0)
+    talk = [("Who?", "Ann."), ("What?", "Tea.")]
+    sft.train(gpt, talk, settings(epochs=3, batch_size=2))
     moved = (gpt.tokens.weight != before).any(1)
     assert not moved[:TOKENIZER.eot].any() and (gpt.norm.weight != norms).any()
     assert moved[[TOKENIZER.eot, TOKENIZER.user, TOKENIZER.assistant]].all()

@@ -111,8 +111,8 @@ PROMISED = {
     "sft": ["fact_accuracy_undemonstrated"],
     "reward": ["accuracy", "ceiling"],
     "ppo": ["gold_ppo", "win_rate"],
-    "rlaif": ["harm_rlcai_g1", "over_refusal_rlcai_g2", "ai_labels", "verdict_g2",
-              "label_good_g2", "harm_round_2"],
+    "rlaif": ["harm_rlcai_g1", "over_refusal_rlcai_g2", "ai_labels", "verdict_covered_g2",
+              "label_reason_strict", "harm_round_2"],
 }
 
 
@@ -134,9 +134,9 @@ def test_every_stage_writes_what_it_says(out):
     assert m.load(out / "rlaif_pm.pt")["scale"]["std"] == 1
     figures = figures_of(out / "rlaif.json")
     assert figures["gold_harm_calls_in_training"] == 0 < figures["ai_labels"]
-    documents = m.load(out / "pretrain.pt")["documents"]
-    verdicts = documents["critique"] + documents["comparison"] + documents["drill"]
-    assert figures["verdict_documents"] == verdicts < sum(documents.values())
+    for kind, n in m.load(out / "pretrain.pt")["documents"].items():   # that judge a deed
+        assert figures[f"judging_{kind}"] == n > 0
+    assert not {"judging_biography", "judging_questions"} & set(figures)
     assert not list(out.glob("*.resume.pt")) and not list(out.glob("*.tmp"))
     assert len(lines_of(out / "rlaif_traces.jsonl")) == 7
     assert len(lines_of(out / "preferences.jsonl")) > 10
@@ -307,29 +307,18 @@ def test_chat_prints_an_answer(out, capsys):
         m.main(["nothing.pt", "--prompt", "Hi"])
 
 
-def test_show_prints_and_trains_nothing(out, tmp_path, monkeypatch, capsys):
-    """--show that overwrites the checkpoints it was to explain."""
-    smaller_evaluations(monkeypatch)
-    for path in out.glob("*.pt"):
-        shutil.copy(path, tmp_path)
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    run("rlaif", tmp_path, "--show")
-    assert "P(A is better)" in capsys.readouterr().out
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
-
-
 @pytest.mark.slow
 def test_controls_of_rlaif(out, tmp_path, monkeypatch):
     """A control that writes over the default run, or reports an unseen constitution's figures as
     G1."""
     smaller_evaluations(monkeypatch)
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    unseen = "--constitution unseen --hard --learn all --inputs".split()
+    unseen = "--constitution unseen --critic base --clamp 0.1 --learn last --inputs".split()
     run("rlaif", tmp_path, *unseen, str(out))
     figures = figures_of(tmp_path / "rlaif.json")
-    assert {"harm_rlcai_g3", "harm_rlcai_g2g3"} <= set(figures) and "harm_rlcai_g1" not in figures
+    assert {"harm_rlcai_g1", "harm_rlcai_strict"} <= set(figures)
     labels = [json.loads(line)["label"] for line in lines_of(tmp_path / "rlaif_labels.jsonl")]
-    assert set(labels) <= {0.0, 0.5, 1.0}
+    assert all(0.4 <= label <= 0.6 for label in labels)
     for line in lines_of(tmp_path / "rlaif_traces.jsonl"):
         for step in json.loads(line)["steps"]:
             assert step["principle"].startswith("To ") and step["principle"].endswith(" is bad.")
@@ -348,21 +337,20 @@ def test_rlaif_with_files_of_ones_own(out, tmp_path, monkeypatch, capsys):
     prompts.write_text(json.dumps(records), encoding="utf-8")
     rules.write_text('[{"critic": "Say no to harm.", "revision": "Rewrite it."}]', encoding="utf-8")
     files = ["--red-team-file", str(prompts), "--constitution", str(rules)]
-    run("rlaif", tmp_path, *files, "--show")
+    run("rlaif", tmp_path, *files)
     printed = capsys.readouterr().out
     assert "1 principles, 2 red-team prompts" in printed
     assert "1 prompts left out: longer than" in printed
-    assert printed.count("principle: Say no to harm.") == 3 and "How do I kick Tom?" in printed
-    run("rlaif", tmp_path, *files)
+    assert printed.count("principle: Say no to harm.") == 2 and "How do I kick Tom?" in printed
     asked = [json.loads(line)["prompt"] for line in lines_of(tmp_path / "rlaif_labels.jsonl")]
     assert "How do I hit Ann?" in asked or "How do I kick Tom?" in asked
     long = "Identify ways in which the answer is harmful. " * 9
     rules.write_text(json.dumps([{"critic": long, "revision": "Rewrite it."}]), encoding="utf-8")
-    with pytest.raises(SystemExit, match="no request fits the context of 192 tokens .*'Identify"):
-        run("rlaif", tmp_path, *files, "--show")
+    with pytest.raises(SystemExit, match="no prompt fits: the context leaves room for -"):
+        run("rlaif", tmp_path, *files)
     rules.write_text("\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="one short principle a line"):
-        run("rlaif", tmp_path, "--constitution", str(rules), "--show")
+        run("rlaif", tmp_path, "--constitution", str(rules))
 
 
 def files_of_ones_own(folder):

@@ -2,7 +2,7 @@
 
     python docs/lab/full_table.py --out out --inputs out --eval-prompts 500     rlaif.py's flags
 The answers are those of rlaif.py, run with the same flags, and of the base model and OUT's
-human_harm.pt, if there is one. generic: refused without any reason; intervals: see over_verbs.
+human_any.pt, human_reason.pt, if there. generic: refused without a reason; intervals: over_verbs.
 
 Found (first edition, seed 0, 500 requests a cell; a/b: G1/G2; generic: G1; win rate over SFT):
            harm G1           harm G2           over-refusal reason generic facts how-to utility win
@@ -26,7 +26,7 @@ import rlaif
 from model import MAX_NEW, answer, load_gpt, pick_device
 
 BASE_TOKENS = 24                  # the base model does not know when to end: a sentence is enough
-ROW = "{:10}{:5}" + "{:>18}" * 4 + "{:>13}"
+ROW = "{:8}{:6}" + "{:>18}" * 4 + "{:>13}"
 HARMLESS = "fact_accuracy", "howto_accuracy", "utility", "win_rate", "unparseable"
 
 def over_verbs(values, verbs):
@@ -38,16 +38,15 @@ def over_verbs(values, verbs):
     means = sums[drawn].sum(1) / counts[drawn].sum(1)      # verbs with more requests weigh more
     return [float(x) for x in (np.mean(values), *np.quantile(means, (0.025, 0.975)))]
 
-def evaluate(name, model, cells, n, seed):
+def evaluate(name, model, n, seed):
     """By the gold judges -> figures, and utilities on n harmless questions; prints a row a cell."""
     bare, world, unparseable, figures = name == "base", data.world_of(model), [], {}
     ask = lambda questions, *key: answer(model, questions, BASE_TOKENS if bare else MAX_NEW,
                                          seed=(seed, *key), bare=bare)
-    for cell in cells:
-        g2 = cell.startswith("g2")
-        acts = data.act_prompts(world, "test", n, harmful=True, g2=g2)
-        replies = ask([act.question() for act in acts], 71, g2)
-        benign = ask([act.twin().question() for act in acts], 72, g2)
+    for k, cell in enumerate(rlaif.CELLS):
+        acts = data.act_prompts(world, "test", n, True, (cell,))
+        replies = ask([act.question() for act in acts], 71, k)
+        benign = ask([act.twin().question() for act in acts], 72, k)
         said = [list(map(data.classify, data.sentences_of(text))) for text in replies]
         harm = np.array([not data.is_harmless(text) for text in replies])
         found = {"harm": harm, "over_refusal": [not data.is_compliant(text) for text in benign],
@@ -78,15 +77,15 @@ def main(argv=None):
     device, out, inputs = pick_device(args.device), Path(args.out), Path(args.inputs or args.out)
     base, sft_model, helpful = rlaif.load_models(inputs, args.init, device)
     models = {"sft": sft_model, "base": base, "rlhf": helpful}
-    for name, stem in (("slcai", "slcai"), ("rlcai", "rlaif"), ("humanharm", "human_harm")):
-        if stem != "human_harm" or (out / "human_harm.pt").exists():
+    stems = dict(slcai="slcai", rlcai="rlaif", any="human_any", reason="human_reason")
+    for name, stem in stems.items():
+        if name in ("slcai", "rlcai") or (out / f"{stem}.pt").exists():
             models[name] = load_gpt(out / f"{stem}.pt", "rlaif.py", device)
-    cells = ("g3", "g2g3") if args.constitution == "unseen" else ("g1", "g2")
     figures, against = {}, None
     questions = reward.preference_prompts(data.world_of(base), "test", args.eval_prompts)
     print(ROW.format("", "", "harm", "over-refusal", "reason", "generic", "worst verb"))
     for name, model in models.items():
-        new, utilities = evaluate(name, model, cells, args.eval_prompts, args.seed)
+        new, utilities = evaluate(name, model, args.eval_prompts, args.seed)
         against = against or utilities                     # the first are SFT's
         won = data.win_rate(utilities, against, questions)
         figures |= new | {f"{k}_{name}": float(x) for k, x in won.items()}

@@ -2,9 +2,9 @@
 
     python docs/lab/no_critique.py --inputs out --out out/direct     all of rlaif.py's flags
 
-Phase 1 of rlaif.py twice: with the base model, which critiques and then revises; and with a copy of
-it that is shown 3,000 of the same cases with the critique left out ("direct"). Prints harm after
-each round, and how often each finds a fault where there is one and none where there is none; then
+Phase 1 of rlaif.py twice: with its critic, who critiques and then revises; and with a copy of the
+base model that is shown 3,000 of the same cases, the critique left out ("direct"). Prints harm
+after each round, how often each finds a fault where there is one and none where there is none; then
 SL-CAI on the direct revisions, beside INPUTS/slcai.pt. Writes OUT/direct.pt and no_critique.json.
 
 Found (first edition, seed 0): with critiques harm falls to 0.066 in four rounds, without to 0.037,
@@ -53,8 +53,8 @@ def revise_directly(reviser, questions, answers, principles, stream):
 def right_verdicts(reviser, revise, acts, rules, seed):
     """Share of cases in which a fault is found where the rule covers the act, and none elsewhere:
     {"covered", "silent", "benign": the share in each case}."""
-    cases, asked, *rest = zip(*data.verdict_cases(acts, rules, seed))
-    steps = revise(reviser, [act.question() for act in asked], *rest, (seed, 63))
+    cases, asked, answers, _, _, named = zip(*data.critic_cases(acts, rules, seed))
+    steps = revise(reviser, [act.question() for act in asked], answers, named, (seed, 63))
     found = np.array([revision is not None for _, revision in steps])
     cases = np.array(cases)
     return {case: float(np.mean(found[cases == case] == (case == "covered")))
@@ -71,24 +71,25 @@ def main(argv=None):
     base, _, helpful = rlaif.load_models(inputs, args.init, device)
     world, n, seed = data.world_of(base), args.eval_prompts, args.seed
     rules = rlaif.open_constitution(args.constitution, world)
-    red_team, harmless, _ = rlaif.from_world(world, args)
-    reviser = copy_of(base)
-    sft.train(reviser, direct_revisions(world, CASES), 1, 32, 3e-4, seed)
-    ways = {"critique": (base, rlaif.critique_and_revise), "direct": (reviser, revise_directly)}
+    red_team, harmless, *_ = rlaif.from_world(world, args)
+    reviser, critic = copy_of(base), helpful if args.critic == "self" else base
+    own_flags = dict(epochs=1, batch_size=32, lr=3e-4, seed=seed, replay=None, replay_rows=0)
+    sft.train(reviser, direct_revisions(world, CASES), argparse.Namespace(**own_flags))
+    ways = {"critique": (critic, rlaif.critique_and_revise), "direct": (reviser, revise_directly)}
     for name, (model, revise) in ways.items():
         traces = rlaif.revise_rounds(helpful, model, red_team, rules, args.rounds, seed, revise)
         for k, texts in enumerate(zip(*[trace["answers"] for trace in traces])):
             figures[f"harm_{name}_{k}"] = 1 - float(np.mean([*map(data.is_harmless, texts)]))
-        for g2 in (False, True):
-            acts = data.act_prompts(world, "test", n, harmful=True, g2=g2)
+        for cell in ("g1", "g2"):
+            acts = data.act_prompts(world, "test", n, True, (cell,))
             for case, share in right_verdicts(model, revise, acts, rules, seed).items():
-                figures[f"verdict_{case}_{name}_{'g2' if g2 else 'g1'}"] = share
+                figures[f"verdict_{case}_{name}_{cell}"] = share
     print(*[f"{name:28}{x:.3f}" for name, x in figures.items()], sep="\n")
-    direct = rlaif.train_slcai(base, helpful, rlaif.to_learn(traces), harmless, args.sl_lr, seed)
+    direct = rlaif.train_slcai(base, helpful, rlaif.to_learn(traces), harmless, args)
     save_model(out / "direct.pt", direct)
     models, path = {"direct": direct}, inputs / "slcai.pt"
     models |= {"slcai": load_gpt(path, device=device)} if path.exists() else {}
-    figures |= rlaif.final_table(models, world, ("g1", "g2"), n, seed)
+    figures |= rlaif.final_table(models, world, n, seed)
     data.write_results(out, "no_critique", figures=figures)
     if own.record:
         data.write_results(ROOT / "docs" / "results", "no_critique", figures=figures)

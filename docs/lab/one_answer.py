@@ -58,7 +58,7 @@ def main(argv=None):
     ppo.judge(batch, ppo.score_by_model(reward_model), value, args.beta)
     parameters = [*policy.parameters(), *value.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=args.lr, eps=1e-5)
-    ppo.update(policy, value, optimizer, batch, args.epochs, args.minibatch, args.clip)
+    ppo.update(policy, value, optimizer, batch, args)
     print(questions[0])
     with torch.no_grad():
         logp_new = ppo.token_logprobs(policy, batch["tokens"], batch["segments"])

@@ -63,7 +63,7 @@ def plane(plt, out):
     figures = json.loads((out / "rlaif.json").read_text(encoding="utf-8"))
     models, human = ["sft", "rlhf", "slcai", "rlcai"], out / "human" / "human_harm.json"
     if human.exists():
-        models, figures = [*models, "humanharm"], figures | json.loads(human.read_text("utf-8"))
+        models, figures = [*models, "any"], figures | json.loads(human.read_text("utf-8"))
     for name in models:
         x, y = 1 - figures[f"harm_{name}_g2"], figures[f"utility_{name}"]
         axis.plot(x, y, "o")
