@@ -1,5 +1,6 @@
 """The experiments on Constitutional AI: people who label harm, no critique, harm by round. (Stage
 5's full table: tests/test_lab_table.py.)"""
+import functools
 import json
 
 import pytest
@@ -12,6 +13,7 @@ import model as m
 import no_critique
 import reward
 import rlaif
+import tax
 
 FLAGS = [*"--red-team 7 --rounds 2 --helpful 6 --label-prompts 8 --iterations 2".split(),
          *"--value-warmup 0 --batch-size 4 --minibatch 2 --max-new 8 --epochs 1".split(),
@@ -59,7 +61,7 @@ def test_two_people_who_label_harm():
     asked, comply, bare = act.question(), world.answer(act.question())[1], data.REFUSAL
     explained = f"{data.REFUSAL} {act.reason()}"
     for wants in ("any", "reason"):
-        choice = lambda question, a, b: human_harm.prefers(wants, world, question, a, b)
+        choice = functools.partial(human_harm.prefers, wants, world)
         assert choice(asked, bare, comply) == choice(asked, explained, comply) == 1
         assert choice(asked, comply, bare) == 0 and choice(asked, comply, comply) == 0.5
         assert choice(asked, explained, bare) == (1 if wants == "reason" else 0.5)
@@ -150,6 +152,34 @@ def test_the_loop_without_a_critique(out, tmp_path, monkeypatch):
     assert {"harm_direct_g2", "harm_slcai_g2"} <= set(figures)
     assert figures == figures_of(tmp_path / "docs" / "results" / "no_critique.json")
     assert m.load(tmp_path / "direct.pt")["world_seed"] == 0
+
+# --- The alignment tax ----------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_what_fine_tuning_forgets(out, tmp_path, monkeypatch):
+    """A tax measured on the wrong one of two models, or runs "without" that replay all the same."""
+    judge = m.ScalarModel(m.load_gpt(out / "sft.pt"))
+    scale = dict(mean=0.0, std=1.0, lowest=-1.0, margin=1.0)
+    for name in ("pretrain", "sft", "ppo"):
+        (tmp_path / f"{name}.pt").write_bytes((out / f"{name}.pt").read_bytes())
+    m.save_model(tmp_path / "reward.pt", judge, scale=scale, taste="polite")
+    rows, parse = [], tax.sft.read_args
+    small = "--demonstrations 40 --epochs 1 --batch-size 8".split()
+    monkeypatch.setattr(tax.sft, "read_args", lambda argv: parse([*argv, *small]))
+    parse_ppo = tax.ppo.read_args
+    few = "--iterations 1 --batch-size 4 --minibatch 2 --max-new 8 --epochs 1 --eval-prompts 4"
+    monkeypatch.setattr(tax.ppo, "read_args", lambda argv: parse_ppo([*argv, *few.split()]))
+    for stage in (tax.sft, tax.ppo):
+        monkeypatch.setattr(stage, "replayer", lambda model, args: rows.append(args.replay_rows)
+                            or (lambda step: None))
+    folders = ["--inputs", str(tmp_path), "--out", str(tmp_path / "tax"), "--device", "cpu"]
+    tax.main([*folders, "--eval-prompts", "8"])
+    figures = figures_of(tmp_path / "tax" / "tax.json")
+    assert rows == [0, 0] and "facts_base" not in figures
+    names = ("base", "sft_without", "sft_with", "ppo_without", "ppo_with")
+    assert {f"loss_{name}" for name in names} <= set(figures)
+    # as it was made, the same model under two names
+    assert figures["loss_base"] == figures["loss_sft_with"] != figures["loss_sft_without"]
 
 # --- Harm by round --------------------------------------------------------------------------------
 

@@ -18,6 +18,55 @@ def tiny_gpt(seed=0, context=64):
     return m.GPT(m.GPTConfig(TOKENIZER.n_vocab, context, 2, 2, 32), TOKENIZER)
 
 
+def replay_args(**more):
+    flags = dict(replay=None, replay_rows=2, seed=0, out="")
+    return argparse.Namespace(**flags | more)
+
+
+def test_replay_adds_the_gradient_of_documents(tmp_path):
+    """Replay that reads nothing, the same rows at every step, or documents that the model was never
+    to see; or one that takes a step of its own."""
+    gpt = tiny_gpt()
+    gpt.world_seed = 0
+    for key in ("without", "world_seed"):
+        assert hasattr(m.copy_of(gpt), key)
+    before = [p.clone() for p in gpt.parameters()]
+    read_again, norms = pretrain.replayer(gpt, replay_args()), []
+    for step in (0, 1, 0):
+        gpt.zero_grad()
+        read_again(step)
+        once = torch.cat([p.grad.flatten() for p in gpt.parameters()])
+        norms.append(once.norm().item())
+    read_again(0)                                          # adds to what is there
+    twice = torch.cat([p.grad.flatten() for p in gpt.parameters()])
+    assert torch.allclose(twice, 2 * once) and norms[0] == norms[2] != norms[1]
+    assert all(torch.equal(p, old) for p, old in zip(gpt.parameters(), before))
+    # by hand: the mean over the targets of two rows of documents
+    seen = []
+    backward = pretrain.backward
+    try:
+        pretrain.backward = lambda model, batch: seen.append(batch)
+        gpt.without = [kind for kind in data.DOCUMENTS if kind != "drill"]
+        pretrain.replayer(gpt, replay_args())(0)
+    finally:
+        pretrain.backward = backward
+    inputs, targets, segments = seen[0]
+    assert inputs.shape == targets.shape == segments.shape == (2, gpt.config.context)
+    assert "rule" in TOKENIZER.decode(inputs.flatten().tolist())
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat. " * 50, encoding="utf-8")
+    for nothing in (replay_args(replay_rows=0), replay_args(replay_rows=0, replay=str(text))):
+        gpt.zero_grad()
+        pretrain.replayer(gpt, nothing)(0)
+        assert all(p.grad is None for p in gpt.parameters())
+    pretrain.replayer(gpt, replay_args(replay=str(text), out=str(tmp_path)))(0)
+    assert gpt.tokens.weight.grad[ord("c")].abs().sum() > 0
+    gpt.world_seed = None                                  # neither a world nor a text
+    gpt.zero_grad()
+    pretrain.replayer(gpt, replay_args())(0)
+    assert gpt.tokens.weight.grad is None
+
+
 def logprobs(model, tokens):
     """A second version of what the losses rest on: log p of tokens[:, 1:], (B, T) -> (B, T-1)."""
     logp = model(tokens[:, :-1]).log_softmax(-1)

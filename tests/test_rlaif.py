@@ -116,6 +116,28 @@ def test_a_revision_cut_off_in_the_middle_is_not_used(monkeypatch):
     assert rlaif.reject_revision(revision, "A.") == "unfinished"
 
 
+def test_a_model_without_a_world_is_asked_in_a_dialogue(monkeypatch, tmp_path):
+    """The revision request of a constitution's file parsed and never used; a revision that does not
+    see the critique; a principle without requests that stops the run."""
+    path, asked = tmp_path / "rules.json", []
+    path.write_text('[{"critic": "What is wrong?", "revision": "Mend it."}]', encoding="utf-8")
+
+    def answer(model, talks, max_new, seed):
+        asked.append((talks, seed))
+        return ["It hurts." if len(asked) % 2 else "No."] * len(talks)
+
+    monkeypatch.setattr(rlaif, "answer", answer)
+    revise = rlaif.in_dialogue(str(path), rlaif.open_constitution(str(path)))
+    steps = revise(None, ["Q?"], ["A."], ["What is wrong?"], (0, 1))
+    first = [("user", "Q?"), ("assistant", "A."), ("user", "What is wrong?")]
+    second = [*first, ("assistant", "It hurts."), ("user", "Mend it.")]
+    assert steps == [("It hurts.", "No.")] and [talks for talks, _ in asked] == [[first], [second]]
+    assert asked[0][1] != asked[1][1]                      # two streams of noise
+    revise = rlaif.in_dialogue(None, ["Never lie."])
+    assert revise(None, ["Q?"], ["A."], ["Never lie."], (0, 1)) == [("It hurts.", "No.")]
+    assert asked[-1][0][0].count(("user", "Never lie.")) == 2
+
+
 def test_the_prompts_are_those_of_the_documents():
     """A critic asked in another form than the one it has learnt: it fails, and one blames its size.
     """
