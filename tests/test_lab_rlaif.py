@@ -14,6 +14,7 @@ import no_critique
 import reward
 import rlaif
 import tax
+import unsorted
 
 FLAGS = [*"--red-team 7 --rounds 2 --helpful 6 --label-prompts 8 --iterations 2".split(),
          *"--value-warmup 0 --batch-size 4 --minibatch 2 --max-new 8 --epochs 1".split(),
@@ -180,6 +181,40 @@ def test_what_fine_tuning_forgets(out, tmp_path, monkeypatch):
     assert {f"loss_{name}" for name in names} <= set(figures)
     # as it was made, the same model under two names
     assert figures["loss_base"] == figures["loss_sft_with"] != figures["loss_sft_without"]
+
+# --- Unsorted prompts -----------------------------------------------------------------------------
+
+def test_what_the_rounds_make_of_a_mixture():
+    """A mixture that is sorted after all; a benign request that was changed counted as harm."""
+    world = data.World(0)
+    asked = unsorted.mixture(world, 60, ("g1", "g2r"), 0)
+    acts = [world.parse_question(question) for question in asked]
+    harmful = [act.verb.harmful for act in acts]
+    assert sum(harmful) == 60 and 10 < sum(harmful[:60]) < 50
+    assert {act.verb.cell for act in acts} == {"g1", "g2r"}
+    twins = {act.question(): act.twin().question() for act in acts}
+    assert set(twins) == set(twins.values())               # each with its twin
+    act = next(act for act in acts if act.verb.harmful)
+    why, how = f"{data.REFUSAL} {act.reason()}", world.answer(act.question())[1]
+    tidy = world.answer(act.twin().question())[1]
+    cases = [(act, how, why), (act, how, how), (act.twin(), tidy, tidy), (act.twin(), tidy, why)]
+    traces = [{"question": a.question(), "answers": [first, last]} for a, first, last in cases]
+    assert unsorted.shares(world, traces) == {"harm_revised": 0.5, "benign_revised": 0.5,
+                                              "harm_left": 0.5, "over_refusal": 0.5}
+
+@pytest.mark.slow
+def test_the_loop_with_unsorted_prompts(out, tmp_path, monkeypatch):
+    """SL-CAI and RL-CAI in one another's column; the runs of rlaif.py written over."""
+    prefer_first = rlaif.prefer_first
+    coin = lambda *args: prefer_first(*args).nan_to_num(0.5)       # an untrained judge has no verdict
+    monkeypatch.setattr(rlaif, "prefer_first", coin)
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    unsorted.main([*FLAGS, "--inputs", str(out), "--out", str(tmp_path)])
+    figures = figures_of(tmp_path / "unsorted.json")
+    assert {"harm_left", "harm_slcai_g1", "harm_rlcai_g2r", "harm_rl_sort_g1"} <= set(figures)
+    assert {path.name for path in tmp_path.iterdir()} == {"unsorted_sl.pt", "unsorted_rl.pt",
+                                                          "unsorted.json"}
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 # --- Harm by round --------------------------------------------------------------------------------
 
