@@ -252,10 +252,10 @@ class World:
                prompts of RLHF and Constitutional AI), "test": in no document but as bare questions
       verbs    `verb.cell` says where a verb, and its twin, may stand; stories, sayings and
                demonstrations tell of all four, whom a deed hurts and how it is done:
-                 g1      judged in critiques, comparisons, drills, overheard talk; in prompts
-                 g2r     judged by no document; in prompts of the reinforcement phase alone
-                 g2      judged by no document and in no prompt; sayings tell its kind ("steal")
-                 strict  the same, and nothing says its kind, or that it is bad: only what follows
+                 g1      in critiques, comparisons, drills, overheard talk; in prompts
+                 g2r     in none of these but prompts of the reinforcement phase
+                 g2      in none of these; sayings and stories tell its kind, and that it is bad
+                 strict  the same, but nothing tells its kind, or that it is bad: what follows does
       rules    `self.unseen_rules`: sets of kinds that no document combines, in a new wording
       people   `self.people[use]`: "demo" (in question-answer demonstrations), "train" (RLHF
                prompts, with "demo"), "test" """

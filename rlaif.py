@@ -10,7 +10,6 @@
 The helpful model of RLHF (ppo.pt) answers, critiques itself, revises, and judges; it can, having
 read documents all through its fine-tuning. People label helpfulness, never harm; gold judges of
 harm speak after training. What differs from the paper, and why:
-
     Bai et al. 2022b                    here
     examples in the prompt show how     documents of pre-training do: ours learns nothing in context
     a critique finds what it can        it may find nothing: no rule covers all seven kinds of harm
@@ -19,7 +18,7 @@ harm speak after training. What differs from the paper, and why:
                                         refusing everything would pay
     one order of the two answers        both: a small judge prefers a place
     labels kept within .4 and .6        --clamp: ours is seldom too sure
-    more red-team prompts for PPO       the same: verbs of cell g2r, see World in data.py
+    more red-team prompts in phase 2    the same: verbs of cell g2r, see World in data.py
 
     python rlaif.py         writes slcai.pt, rlaif_pm.pt, rlaif.pt; traces and labels (.jsonl)
 
@@ -39,8 +38,8 @@ import data
 import ppo
 import reward
 import sft
-from model import (ScalarModel, answer, common_flags, copy_of, generate, load, load_gpt,
-                   pick_device, positive, resume, save_model, save_progress)
+from model import (ScalarModel, answer, common_flags, copy_of, generate, gentle_rates, load,
+                   load_gpt, pick_device, positive, resume, save_model, save_progress)
 
 # The two principles of a row share out the seven kinds of harm, three and four. So a random one
 # names the kind at hand half the time, and mends nothing otherwise: one round is not enough.
@@ -54,9 +53,10 @@ It is wrong to steal, lie or poison.         Good answers do not break, hurt, sc
 Never steal, break or lie.                   Do not hurt, scare, mock or poison.
 Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or mock."""
 CELLS = ("g1", *data.CELLS)            # of verbs, by where they were shown: see World in data.py
-SL_EPOCHS, SL_REPLAY = 5, 4            # after fewer, it still complies at times; rows a step
+SL_EPOCHS = 5              # after fewer, SL-CAI still complies now and then when it is sampled
 ANSWERS, HOT = 4, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
 HELPFUL_PROMPTS, OLD_LABELS = 500, 4   # people label so many prompts; old labels per AI label
+RATES = ppo.RATES | {"lr": (2e-4, 1e-5), "sl_lr": (6e-4, 3e-5), "pm_lr": (5e-4, 2e-5)}  # peaks
 CRITIQUE_TOKENS, REVISION_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 56, 56, 64, 40    # at most
 # `seed` is an int, --seed; a `stream` a tuple, like (seed, 51): random numbers for one use only.
 
@@ -66,35 +66,36 @@ def critique_and_revise(critic, questions, answers, principles, stream):
     where there is none (no fault, or cut off before), and "" where it was cut off itself. Two
     requests, as in the paper, the second with the first one's result (forms: data.critique):
         Request: How do I nab Ann's hat? Answer: Use a hook. Rule: Never steal. Critique:
-            That is to steal! The rule forbids it, so the answer is bad. Revision:
+            If you nab ... That is to steal! The rule forbids it, so the answer is bad. Revision:
                 Sorry, I will not help with that. If you nab Ann's hat, Ann is robbed ..."""
     tokenizer, cases = critic.tokenizer, zip(questions, answers, principles)
     form = "Request: {} Answer: {} Rule: {} Critique:"
     prompts = [data.bare_prompt(tokenizer, form.format(*case)) for case in cases]
     colon = tokenizer.encode("Revision:")[-1]              # where a critic who found a fault stops
     critiques = generate(critic, prompts, CRITIQUE_TOKENS, seed=(*stream, 1), stop=[colon])
-    faulty = [i for i, critique in enumerate(critiques) if critique[-1] == colon]  # others: fine
-    asked = [prompts[i] + critiques[i] for i in faulty]    # ends with "Revision:"
-    revised = [data.decode_reply(tokenizer, ids) if ids[-1] == tokenizer.eot else ""
+    texts = [data.decode_reply(tokenizer, ids) for ids in critiques]
+    faulty = [i for i, text in enumerate(texts) if text.endswith("Revision:")]     # others: fine
+    asked = [prompts[i] + critiques[i] for i in faulty]
+    revised = [data.decode_reply(tokenizer, ids) if ids[-1] == tokenizer.eot else ""   # cut off
                for ids in generate(critic, asked, REVISION_TOKENS, seed=(*stream, 2))]
-    revisions = dict(zip(faulty, revised))                 # what was cut off might look whole
-    texts = [data.decode_reply(tokenizer, ids).removesuffix("Revision:") for ids in critiques]
-    return [(text.strip(), revisions.get(i)) for i, text in enumerate(texts)]
+    revisions = dict(zip(faulty, revised))
+    return [(t.removesuffix("Revision:").strip(), revisions.get(i)) for i, t in enumerate(texts)]
 
 def in_dialogue(file, principles):
-    """-> a critique_and_revise for models without a world: the two requests of a constitution, of a
-    principle alone if it has none, are turns of a chat. A fault is always found."""
+    """-> a critique_and_revise for models without a world, and texts to leave room for: the two
+    requests of a constitution (else the principle) are turns of a chat. It always finds a fault."""
     entries = data.read_constitution_file(file) if file else []
-    requests = {entry["principle"]: (entry["critique"], entry["revision"]) for entry in entries}
-    def revise(critic, questions, answers, principles, stream):
-        wanted = [requests.get(principle, (principle, principle)) for principle in principles]
+    requests = {principle: (principle, principle) for principle in principles}
+    requests |= {entry["principle"]: (entry["critique"], entry["revision"]) for entry in entries}
+    def revise(critic, questions, answers, drawn, stream):
+        wanted = [requests[principle] for principle in drawn]
         talks = [[("user", q), ("assistant", a), ("user", asked)]
                  for q, a, (asked, _) in zip(questions, answers, wanted)]
         critiques = answer(critic, talks, CRITIQUE_TOKENS, seed=(*stream, 1))
         talks = [[*talk, ("assistant", critique), ("user", asked)]
                  for talk, critique, (_, asked) in zip(talks, critiques, wanted)]
         return list(zip(critiques, answer(critic, talks, REVISION_TOKENS, seed=(*stream, 2))))
-    return revise
+    return revise, [*principles, *map(" ".join, requests.values())]
 
 def reject_revision(revision, before):
     """Why a revision cannot be used, or None. A public replication that kept them all collapsed."""
@@ -113,8 +114,7 @@ def revise_rounds(helpful, critic, questions, rules, rounds, seed, revise=critiq
     firsts = answer(helpful, questions, seed=(seed, 51))   # at temperature 1, as in the paper
     traces = [{"question": q, "answers": [a], "steps": []} for q, a in zip(questions, firsts)]
     for k in range(rounds):
-        rng = random.Random(f"principles {seed} {k}")
-        principles = [rng.choice(rules) for _ in questions]  # one per request and round
+        principles = random.Random(f"principles {seed} {k}").choices(rules, k=len(questions))
         latest = [trace["answers"][-1] for trace in traces]    # a fresh start: no old critiques
         steps = revise(critic, questions, latest, principles, (seed, 52, k))
         for trace, before, rule, (critique, revision) in zip(traces, latest, principles, steps):
@@ -151,14 +151,14 @@ def train_slcai(base, helpful, revisions, harmless, args):
     answers to harmless questions, without which it would refuse those too -> GPT."""
     helped = list(zip(harmless, answer(helpful, harmless, seed=(args.seed, 53))))
     slcai = copy_of(base)           # not of the helpful model, which would have to unlearn its ways
-    own = dict(epochs=SL_EPOCHS, batch_size=32, lr=args.sl_lr, replay_rows=SL_REPLAY)
+    own = dict(epochs=SL_EPOCHS, batch_size=32, lr=args.sl_lr, replay_rows=2 * args.replay_rows)
     sft.train(slcai, revisions + helped, argparse.Namespace(**vars(args) | own))   # not PPO's
     return slcai
 
 # --- Phase 2, RL-CAI: an AI compares answers, a preference model learns, PPO does the rest --------
-# A refusal with its reason should win where a request is harmful, help where it is a benign twin;
-# 0.5 where the principle names no harm. As in reward.py, `answered` is [(question, [answers])], and
-# a group adds to it [(i, j, P(i beats j))].
+# A refusal with its reason should win where the principle names the harm, help where there is none;
+# 0.5 where the principle does not name it. As in reward.py, `answered` is [(question, [answers])],
+# and a group adds to it [(i, j, P(i beats j))].
 @torch.no_grad()
 def prefer_first(judge, questions, firsts, seconds, principles, stream):
     """The judge's P(A), where A is the first answer and B the second, after a thought -> (N,).
@@ -235,9 +235,9 @@ def with_forced_refusal(model, answered, stream):
 
 def train_preference_model(start, harm, old, world, prompts, lr, seed):
     """The reward model of reward.py, from SL-CAI's weights -> (model, counts of pairs). Its groups:
-        harm      the AI labels SL-CAI's answers            refuse harm and say why, help twins
-        helpful   one person, of polite taste, labels them  help, refuse nothing needlessly
-        old       reward.py's labels of SFT's answers      do not say what is wrong"""
+        harm      the AI labels what it compared           "refuse harm and say why, help twins"
+        helpful   one polite person labels SL-CAI's        "help, refuse nothing needlessly"
+        old       reward.py's labels of SFT's answers      "what you say has to be true" """
     helpful = []
     if world:
         questions = reward.preference_prompts(world, "train", HELPFUL_PROMPTS)
@@ -268,17 +268,17 @@ def main(argv=None):
     args = read_args(argv)
     device, out, inputs = pick_device(args.device), Path(args.out), Path(args.inputs or args.out)
     data.GOLD_HARM_CALLS.clear()                           # there must be no call before evaluation
-    base, sft_model, helpful = load_models(inputs, args.init, device)
+    base, sft_model, helpful = load_models(inputs, args, device)
     world = None if args.prompts else data.world_of(base)  # None: nobody knows what is right
     rules = open_constitution(args.constitution, world)
     critic = helpful if args.critic == "self" else base    # self: as in the paper
-    revise = critique_and_revise if world else in_dialogue(args.constitution, rules)
-    room = min(room_beside(base, rules), base.config.context - args.max_new)
+    both = (critique_and_revise, rules) if world else in_dialogue(args.constitution, rules)
+    revise, room = both[0], min(room_beside(base, both[1]), base.config.context - args.max_new)
     red_team, harmless, wide_red_team, wide_harmless, benign = (
         ppo.prompts_that_fit(asked, base.tokenizer, room)
         for asked in (from_world if world else from_files)(world, args))
     print(f"{device}, {len(rules)} principles, {len(red_team)} red-team prompts")
-    old = read_labels(args.preferences, inputs, base)
+    old = read_labels(args.preferences, inputs, base)      # people's
     # four steps follow: each keeps its work in a file, and --resume skips those already `done`
     progress = (out / "rlaif.progress", args)
     done, traces = resume(progress)
@@ -319,7 +319,7 @@ def main(argv=None):
         print("", *asked, *[f"  {k:6} {answer(models[k], asked)[0]}" for k in models], sep="\n")
     print(f"\nwrote {out / 'rlaif.pt'}; next: python model.py {out / 'rlaif.pt'}")
 
-# --- Evaluation by the gold judges; nothing above calls those of harm -----------------------------
+# --- Evaluation by the gold judges: no training above calls those of harm -------------------------
 def final_table(models, world, n, seed):
     """Models {name: GPT} on n requests of each cell and n harmless questions -> figures, shares of
     harm           harmful requests that get no clean refusal (babble is harm)
@@ -366,7 +366,7 @@ def count_and_judge(traces, documents):
 
 def measure_critic(critic, world, n, seed):
     """What a critic is worth, on n held-out requests of each cell, and of g1 under unseen rules ->
-    figures: shares of right verdicts and right labels, by case (see data.critic_cases)."""
+    figures by case (data.critic_cases): shares of right verdicts and labels; "silent": labels."""
     found = defaultdict(list)
     for cell in (*CELLS, "unseen"):
         rules = open_constitution("unseen" if cell == "unseen" else None, world)   # not this run's
@@ -379,16 +379,16 @@ def measure_critic(critic, world, n, seed):
             right = ("The rule forbids it" in critique) == (case in ("covered", "reason"))
             found[f"verdict_{case}_{cell}"].append(right)
             found["label_missing"].append(np.isnan(label))  # no verdict: nan, left out of the means
-            # right 1, wrong 0, undecided 0.5; where neither is better, the label itself
-            right = label if case == "silent" else (np.sign(label - 0.5) + 1) / 2
+            right = label if case == "silent" else (np.sign(label - 0.5) + 1) / 2      # or nan
             found[f"label_{case}_{cell}"].append(right)
     return say(found)
 
 # --- What the phases start from; files and flags --------------------------------------------------
-def load_models(inputs, init, device):
-    """-> base, SFT and helpful model; stops where one is missing or has another tokenizer."""
+def load_models(inputs, args, device):
+    """-> base, SFT and helpful model, of one tokenizer; fills in the rates that suit them."""
     base = load_gpt(inputs / "pretrain.pt", "pretrain.py", device)
-    helpful = load_gpt(init or inputs / "ppo.pt", "ppo.py", device)
+    gentle_rates(args, base, **RATES)
+    helpful = load_gpt(args.init or inputs / "ppo.pt", "ppo.py", device)
     sft_model = load_gpt(inputs / "sft.pt", "sft.py", device)
     if any(model.tokenizer.state() != base.tokenizer.state() for model in (helpful, sft_model)):
         raise SystemExit("the models' tokenizers differ: run sft.py, reward.py and ppo.py again")
@@ -422,10 +422,10 @@ def from_files(world, args):
     return *both, *both, asked[:args.label_prompts // 2]
 
 def room_beside(model, principles):
-    """The longest prompt, in tokens, that leaves room for a comparison by the longest principle."""
+    """Tokens that a prompt may have beside the longest principle, two answers and a thought."""
     forms = [f"Request: Rule: {rule} Answer (A): Answer (B): Thought:" for rule in principles]
     frame = max(len(data.bare_prompt(model.tokenizer, form)) for form in forms)
-    return model.config.context - frame - 2 * 48 - 40 + 1  # answers and a thought of typical length
+    return model.config.context - frame - 2 * 48 - 40      # answers and thought of typical length
 
 def read_labels(given, inputs, base):
     """People's labels of helpfulness, from --preferences or from reward.py's file -> groups."""
@@ -457,12 +457,12 @@ def read_args(argv=None):
     flag("--rounds", type=positive, default=4, help="rounds of critique and revision")
     flag("--learn", choices=["revisions", "last"], default="revisions", help="see to_learn")
     flag("--helpful", type=positive, default=1300, help="harmless prompts with helpful answers")
-    flag("--sl-lr", type=float, default=6e-4, help="peak learning rate of SL-CAI")
+    flag("--sl-lr", type=float, help="SL-CAI's peak; default: 6e-4, of published weights 3e-5")
     flag("--label-prompts", type=positive, default=800, help="half red-team prompts, half benign")
     flag("--clamp", type=float, default=0.5, help="keep soft labels within 0.5 plus or minus this")
-    flag("--pm-lr", type=float, default=5e-4, help="peak learning rate of the preference model")
-    # a warm-up, as a value model that is not there yet would only throw SL-CAI about
-    ppo.ppo_flags(p, beta=0.05, iterations=30, lr=2e-4, value_lr=5e-4, value_warmup=4)
+    flag("--pm-lr", type=float, help="the preference model's: 5e-4, published weights 2e-5")
+    # a warm-up: what the preference model says in mid-answer would only throw SL-CAI about
+    ppo.ppo_flags(p, beta=0.05, iterations=30, value_warmup=4)
     flag("--critic", choices=["self", "base"], default="self", help="who critiques and judges")
     flag("--inputs", help="folder of pretrain.pt, sft.pt, ppo.pt, preferences.jsonl; default: OUT")
     flag("--red-team-file", help="red-team prompts, one per line or JSON; default: the world's")

@@ -206,7 +206,7 @@ def test_what_the_rounds_make_of_a_mixture():
 def test_the_loop_with_unsorted_prompts(out, tmp_path, monkeypatch):
     """SL-CAI and RL-CAI in one another's column; the runs of rlaif.py written over."""
     prefer_first = rlaif.prefer_first
-    coin = lambda *args: prefer_first(*args).nan_to_num(0.5)       # an untrained judge has no verdict
+    coin = lambda *args: prefer_first(*args).nan_to_num(0.5)       # it has no verdict
     monkeypatch.setattr(rlaif, "prefer_first", coin)
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     unsorted.main([*FLAGS, "--inputs", str(out), "--out", str(tmp_path)])

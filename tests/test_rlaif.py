@@ -127,13 +127,14 @@ def test_a_model_without_a_world_is_asked_in_a_dialogue(monkeypatch, tmp_path):
         return ["It hurts." if len(asked) % 2 else "No."] * len(talks)
 
     monkeypatch.setattr(rlaif, "answer", answer)
-    revise = rlaif.in_dialogue(str(path), rlaif.open_constitution(str(path)))
+    revise, texts = rlaif.in_dialogue(str(path), rlaif.open_constitution(str(path)))
+    assert texts == ["What is wrong?", "What is wrong? Mend it."]  # what room is left for
     steps = revise(None, ["Q?"], ["A."], ["What is wrong?"], (0, 1))
     first = [("user", "Q?"), ("assistant", "A."), ("user", "What is wrong?")]
     second = [*first, ("assistant", "It hurts."), ("user", "Mend it.")]
     assert steps == [("It hurts.", "No.")] and [talks for talks, _ in asked] == [[first], [second]]
     assert asked[0][1] != asked[1][1]                      # two streams of noise
-    revise = rlaif.in_dialogue(None, ["Never lie."])
+    revise, _ = rlaif.in_dialogue(None, ["Never lie."])
     assert revise(None, ["Q?"], ["A."], ["Never lie."], (0, 1)) == [("It hurts.", "No.")]
     assert asked[-1][0][0].count(("user", "Never lie.")) == 2
 
@@ -185,7 +186,7 @@ def test_what_sl_cai_is_fine_tuned_on(which, expected, monkeypatch):
     monkeypatch.setattr(rlaif, "answer", lambda model, asked, **options: ["Helpful."] * len(asked))
     monkeypatch.setattr(rlaif, "copy_of", lambda model: model)
     monkeypatch.setattr(rlaif.sft, "train", lambda model, pairs, *rest: taken.extend(pairs))
-    args = SimpleNamespace(sl_lr=1.0, seed=0)
+    args = SimpleNamespace(sl_lr=1.0, seed=0, replay_rows=2)
     rlaif.train_slcai(STUB, STUB, rlaif.to_learn(TRACES, which), ["H?"], args)
     assert taken == [(e[0] + "?", e[2:]) for e in expected] + [("H?", "Helpful.")]
 

@@ -75,7 +75,7 @@ def main(argv=None):
     own, rest = p.parse_known_args(argv)
     args = rlaif.read_args(rest)                           # the other flags are rlaif.py's
     device, out, inputs = pick_device(args.device), Path(args.out), Path(args.inputs or args.out)
-    base, sft_model, helpful = rlaif.load_models(inputs, args.init, device)
+    base, sft_model, helpful = rlaif.load_models(inputs, args, device)
     models = {"sft": sft_model, "base": base, "rlhf": helpful}
     stems = dict(slcai="slcai", rlcai="rlaif", any="human_any", reason="human_reason")
     for name, stem in stems.items():

@@ -60,7 +60,7 @@ def main(argv=None):
     if args.resume or args.prompts:
         raise SystemExit("this experiment starts afresh, in a world: no --resume, no --prompts")
     device, out, inputs = pick_device(args.device), Path(args.out), Path(args.inputs or args.out)
-    base, sft_model, helpful = rlaif.load_models(inputs, args.init, device)
+    base, sft_model, helpful = rlaif.load_models(inputs, args, device)
     world = data.world_of(base)
     red_team, harmless, wide, wide_harmless, benign = rlaif.from_world(world, args)
     old = rlaif.read_labels(args.preferences, inputs, base)
@@ -71,8 +71,8 @@ def main(argv=None):
         why = world.parse_question(question).reason()
         refused.append((question, f"{data.REFUSAL} {why}" if i % 2 else data.REFUSAL))
     helped = list(zip(asked, answer(helpful, asked, seed=(args.seed, 58))))
-    own = dict(epochs=rlaif.SL_EPOCHS, batch_size=32, lr=args.sl_lr, replay_rows=rlaif.SL_REPLAY)
-    sft.train(start, refused + helped, argparse.Namespace(**(vars(args) | own)))
+    own = dict(epochs=rlaif.SL_EPOCHS, batch_size=32, lr=args.sl_lr)
+    sft.train(start, refused + helped, argparse.Namespace(**vars(args) | own))
     answered = rlaif.answers_to_compare(start, helpful, wide[:2 * len(benign)], args.seed)
     models, figures = {"sft": sft_model, "rlhf": helpful, "start": start}, {}
     for wants in ("any", "reason"):

@@ -68,7 +68,7 @@ def main(argv=None):
     if args.resume or args.prompts:
         raise SystemExit("this experiment starts afresh, in a world: no --resume, no --prompts")
     device, out, inputs = pick_device(args.device), Path(args.out), Path(args.inputs or args.out)
-    base, _, helpful = rlaif.load_models(inputs, args.init, device)
+    base, _, helpful = rlaif.load_models(inputs, args, device)
     world, n, seed = data.world_of(base), args.eval_prompts, args.seed
     rules = rlaif.open_constitution(args.constitution, world)
     red_team, harmless, *_ = rlaif.from_world(world, args)

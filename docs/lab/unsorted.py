@@ -46,7 +46,7 @@ def main(argv=None):
     if args.resume or args.prompts:
         raise SystemExit("this experiment starts afresh, in a world: no --resume, no --prompts")
     device, out, inputs = pick_device(args.device), Path(args.out), Path(args.inputs or args.out)
-    base, _, helpful = rlaif.load_models(inputs, args.init, device)
+    base, _, helpful = rlaif.load_models(inputs, args, device)
     world, critic = data.world_of(base), helpful if args.critic == "self" else base
     rules = rlaif.open_constitution(args.constitution, world)
     old = rlaif.read_labels(args.preferences, inputs, base)
