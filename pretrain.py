@@ -99,17 +99,18 @@ def replay_flags(parser, rows):
     parser.add_argument("--replay", help="a text to go on reading; default: the world's documents")
     parser.add_argument("--replay-rows", type=int, default=rows, help="rows of it a step; 0: none")
 
-def replayer(model, args):
+def replayer(model, args, network=None):
     """What is not practised is forgotten, so a model that is fine-tuned goes on reading documents
     (replay; "PPO-ptx" in Ouyang et al. 2022, eq. 2) -> read_again(step), which adds to `.grad` the
-    gradient of their loss: args.replay_rows rows of args.replay, or of its world, or none."""
+    gradient of their loss: args.replay_rows rows of args.replay, or of its world, or none.
+    `network`: what `parallel` made of the model."""
     if not args.replay_rows or args.replay is None and model.world_seed is None:
         return lambda step: None                           # nothing to read, nothing added
     sizes = dict(steps=1000, batch_size=max(args.replay_rows, processes()))
     model_is = dict(world_seed=model.world_seed, without=model.without, **vars(model.config))
     again = argparse.Namespace(data=args.replay, seed=args.seed, out=args.out, **sizes, **model_is)
     _, batch_at, *_ = (from_file if args.replay else from_world)(again, model.tokenizer)
-    return lambda step: backward(model, batch_at(step))    # the step itself is the caller's
+    return lambda step: backward(network or model, batch_at(step))     # the step is the caller's
 
 def lr_factor(step, steps, warmup, decay):
     """Share of the peak rate: up, while Adam has seen too few gradients; constant; down to 0, which

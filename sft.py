@@ -74,9 +74,9 @@ def train(model, conversations, args, progress=None):
     freeze_words(model)
     # Adam, not AdamW: weight decay would pull all weights away from what pre-training has found
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.95))
-    read_again = replayer(model, args)                     # of the documents, to forget nothing
     start, history = resume(progress, model=model, optimizer=optimizer)
     network = parallel(model)                              # no dropout anywhere, so no .train()
+    read_again = replayer(model, args, network)            # of the documents, to forget nothing
     bar = tqdm(range(start, len(batches)), "sft", len(batches), initial=start, unit="step")
     for step in bar:
         # small steps at first, while Adam has seen few gradients, and at the end, to settle
