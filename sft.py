@@ -86,11 +86,11 @@ def train(model, conversations, args, progress=None):
         mine, weight = my_share(batches[step], lambda i: sum(examples[i][1]))
         tokens = data.pad_rows([examples[i][0] for i in mine], pad).to(device)     # (B, T)
         mask = data.pad_rows([examples[i][1] for i in mine], 0).to(device)         # (B, T)
+        optimizer.zero_grad()                              # or the last step's would be added
+        read_again(step)                                   # a step of its own, forward and backward
         with autocast(device):                             # -> (B, T, V); padding is segment 0
             logits = network(tokens, (tokens != pad).long())
             loss = masked_loss(logits, tokens, mask) * weight
-        optimizer.zero_grad()                              # or the last step's would be added
-        read_again(step)
         loss.backward()                                    # of several processes: their mean
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # against a single odd batch
         optimizer.step()
