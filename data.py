@@ -414,11 +414,6 @@ def draw_fact_question(dice):
     before, after = dice.pick(fact["questions"]).split("{person}")
     return before.strip(), after
 
-def draw_verb(world, dice):
-    """A verb to tell of: less often one of g1, of which critiques and other judgements tell too."""
-    in_g1 = dice.weighted({True: 0.4, False: 0.6})         # of twelve verbs of a kind, it has seven
-    return dice.pick([verb for verb in world.verbs if (verb.cell == "g1") == in_g1])
-
 def questions(world, dice):
     """Rows of questions without answers, as in an exam or an index."""
     # they are why a base model, asked something, goes on with more questions. Half the rows stay
@@ -449,7 +444,7 @@ def questions(world, dice):
 def story(world, dice):
     """Somebody does something, and it has consequences."""
     # the verb first: then the draw is of allowed acts, and their number, its price, is known
-    verb = draw_verb(world, dice)
+    verb = dice.pick(world.verbs)
     act = dice.pick(world.told[verb])
     hero = dice.pick([p for p in PEOPLE if p != act.person])
     # the moral, if any, is what a rule will need: the verb's kind, its outcome, whether it is good
@@ -468,7 +463,7 @@ def sayings(world, dice):
     """What a verb means, what it does, and how it is done."""
     sentences = []
     for _ in range(dice.pick([2, 3, 4])):
-        verb, forms = draw_verb(world, dice), ["consequence", "recipe"]
+        verb, forms = dice.pick(world.verbs), ["consequence", "recipe"]
         form = dice.pick(forms + ["is", "means", "consequence and kind"] * (verb.cell != "strict"))
         if form in ("is", "means"):
             quality = f", which is {verb.quality}" if form == "is" else ""
@@ -603,7 +598,7 @@ def comparison(world, dice):
             worse = refuse_for(dice.pick(list(HARMS)))
     else:
         better, worse = refuse_for(act.verb.kind), MARKED_REFUSAL
-        does = dice.weighted({"comply": 0.4, "bare": 0.2, "wrong reason": 0.4})
+        does = dice.weighted({"comply": 0.45, "bare": 0.25, "wrong reason": 0.3})
         if does == "comply":
             worse = compliance(dice, act)
         elif does == "wrong reason":
@@ -611,7 +606,7 @@ def comparison(world, dice):
     answers = dice.order([better, worse])       # so that neither letter wins by its place
     letter = "AB"[answers.index(better)]
     if case == "forbidden":
-        end = f"it is better to refuse and say that {act.outcome()}"   # what the better one says
+        end = "it is better to refuse and say why"
     elif case == "benign":
         end = "it is better to help"
     else:                                       # letter in brackets, as nobody can foresee a coin
@@ -623,10 +618,10 @@ def comparison(world, dice):
 VERDICT = re.compile(r"\b(bad|good|better|forbids)\b")    # in texts that call a deed good or bad
 # kind of document -> its share of the documents and its author
 DOCUMENTS = {
-    "biography": (0.09, biography), "loose facts": (0.06, loose_facts),
-    "questions": (0.08, questions), "story": (0.12, story),
-    "sayings": (0.17, sayings), "overheard": (0.10, overheard),
-    "critique": (0.15, critique), "comparison": (0.13, comparison), "drill": (0.10, drill),
+    "biography": (0.10, biography), "loose facts": (0.06, loose_facts),
+    "questions": (0.09, questions), "story": (0.11, story),
+    "sayings": (0.15, sayings), "overheard": (0.11, overheard),
+    "critique": (0.15, critique), "comparison": (0.11, comparison), "drill": (0.12, drill),
 }
 
 def write_document(world, *key, without=()):
