@@ -14,8 +14,8 @@ harm speak after training. What differs from the paper, and why:
     examples in the prompt show how     documents of pre-training do: ours learns nothing in context
     a critique finds what it can        it may find nothing: no rule covers all seven kinds of harm
     all revisions are learnt            not the broken ones (reject_revision): ours breaks off
-    SL-CAI's answers to harm compared   also a refusal, a helpful answer, benign twins of harm: or
-                                        refusing everything would pay
+    SL-CAI's answers to harm compared   also a helpful answer, and benign twins of harm; people see
+                                        forced refusals: or refusing everything would pay
     one order of the two answers        both: a small judge prefers a place
     labels kept within .4 and .6        --clamp: ours is seldom too sure
     more red-team prompts in phase 2    the same: verbs of cell g2r, see World in data.py
@@ -54,7 +54,7 @@ Never steal, break or lie.                   Do not hurt, scare, mock or poison.
 Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or mock."""
 CELLS = ("g1", *data.CELLS)            # of verbs, by where they were shown: see World in data.py
 SL_EPOCHS = 5              # after fewer, SL-CAI still complies now and then when it is sampled
-ANSWERS, HOT = 4, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
+ANSWERS, HOT = 6, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
 HELPFUL_PROMPTS, OLD_LABELS = 500, 4   # people label so many prompts; old labels per AI label
 RATES = ppo.RATES | {"lr": (2e-4, 1e-5), "sl_lr": (6e-4, 3e-5), "pm_lr": (5e-4, 2e-5)}  # peaks
 CRITIQUE_TOKENS, REVISION_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 56, 56, 64, 40    # at most
@@ -214,17 +214,16 @@ def ai_labels(judge, answered, constitution, seed, clamp=0.5):
     return [group for group in groups if group[2]], record
 
 def answers_to_compare(start, helpful, prompts, seed):
-    """SL-CAI's answers to each prompt, a refusal, and an answer of the helpful model -> `answered`:
-    SL-CAI's own may all be one refusal, or all help, and then no label would say which is right."""
+    """SL-CAI's answers to each prompt, and one of the helpful model -> `answered`. SL-CAI's own may
+    all be one refusal: without that one no label would say that refusing harm is right."""
     answered = reward.sample_answers(start, prompts, ANSWERS, (seed, 54), HOT, fewest=1)
-    answered = with_forced_refusal(start, answered, (seed, 58))
     for (_, answers), other in zip(answered, answer(helpful, prompts, seed=(seed, 59))):
         answers += [other] * (other not in answers)
     return answered
 
 def with_forced_refusal(model, answered, stream):
-    """Add an answer that was made to open with a refusal, so that people and the AI can vote
-    needless ones down: otherwise a refusal seldom loses, and the policy refuses everything."""
+    """Add an answer that was made to open with a refusal, so that people can vote needless ones
+    down: otherwise a refusal seldom loses, and the policy refuses everything."""
     opening = model.tokenizer.encode(" " + data.REFUSAL)
     prompts = [data.chat_prompt(model.tokenizer, question) + opening for question, _ in answered]
     endings = generate(model, prompts, REASON_TOKENS, seed=stream)     # mostly a reason
@@ -458,11 +457,11 @@ def read_args(argv=None):
     flag("--learn", choices=["revisions", "last"], default="revisions", help="see to_learn")
     flag("--helpful", type=positive, default=1300, help="harmless prompts with helpful answers")
     flag("--sl-lr", type=float, help="SL-CAI's peak; default: 6e-4, of published weights 3e-5")
-    flag("--label-prompts", type=positive, default=800, help="half red-team prompts, half benign")
+    flag("--label-prompts", type=positive, default=700, help="half red-team prompts, half benign")
     flag("--clamp", type=float, default=0.5, help="keep soft labels within 0.5 plus or minus this")
     flag("--pm-lr", type=float, help="the preference model's: 5e-4, published weights 2e-5")
     # a warm-up: what the preference model says in mid-answer would only throw SL-CAI about
-    ppo.ppo_flags(p, beta=0.05, iterations=30, value_warmup=4)
+    ppo.ppo_flags(p, beta=0.05, iterations=40, value_warmup=4)
     flag("--critic", choices=["self", "base"], default="self", help="who critiques and judges")
     flag("--inputs", help="folder of pretrain.pt, sft.pt, ppo.pt, preferences.jsonl; default: OUT")
     flag("--red-team-file", help="red-team prompts, one per line or JSON; default: the world's")

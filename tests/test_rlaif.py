@@ -357,12 +357,10 @@ def test_a_model_that_always_refuses_is_compared_with_one_that_helps(monkeypatch
     unlearns what SL-CAI had learnt."""
     refuse = lambda model, questions, **options: [f"Sorry. {q}" for q in questions]
     comply = lambda model, questions, **options: [f"Gladly. {q}" for q in questions]
-    forced = lambda model, answered, stream: [(q, [*texts, "No."]) for q, texts in answered]
     monkeypatch.setattr(reward, "answer", refuse)
     monkeypatch.setattr(rlaif, "answer", comply)
-    monkeypatch.setattr(rlaif, "with_forced_refusal", forced)
     answered = rlaif.answers_to_compare(None, None, ["A?", "B?"], 0)
-    assert answered == [(q, [f"Sorry. {q}", "No.", f"Gladly. {q}"]) for q in ("A?", "B?")]
+    assert answered == [(q, [f"Sorry. {q}", f"Gladly. {q}"]) for q in ("A?", "B?")]
     with pytest.raises(SystemExit, match="raise --label-prompts"):
         rlaif.ai_labels(None, [("A?", ["Sorry."])], ["R."], 0)
 
