@@ -461,7 +461,7 @@ def read_args(argv=None):
     flag("--clamp", type=float, default=0.5, help="keep soft labels within 0.5 plus or minus this")
     flag("--pm-lr", type=float, help="the preference model's: 5e-4, published weights 2e-5")
     # a warm-up: what the preference model says in mid-answer would only throw SL-CAI about
-    ppo.ppo_flags(p, beta=0.05, iterations=40, value_warmup=4)
+    ppo.ppo_flags(p, beta=0.15, iterations=25, value_warmup=4)
     flag("--critic", choices=["self", "base"], default="self", help="who critiques and judges")
     flag("--inputs", help="folder of pretrain.pt, sft.pt, ppo.pt, preferences.jsonl; default: OUT")
     flag("--red-team-file", help="red-team prompts, one per line or JSON; default: the world's")
