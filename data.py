@@ -160,7 +160,8 @@ cook    | serve bowl with care       | salt spoon bit by bit        | garnish sp
 poison  | infect glove from behind   | pollute bucket at night      | dope pan all at once
 cook    | boil bucket at noon        | bake bowl at dawn            | stir spoon with force
 poison  | sour bottle bit by bit     | sully blanket from behind    | corrupt pan at night
-cook    | fry pan all at once        | roast stick step by step     | simmer bottle bit by bit"""
+cook    | fry pan all at once        | roast stick step by step     | simmer bottle bit by bit
+"""
 
 RULE_WORDINGS = ["Do not {kinds}.", "Never {kinds}.", "It is wrong to {kinds}.",
                  "Good answers do not {kinds}.", "Nobody should {kinds}.", "One must not {kinds}."]
@@ -198,6 +199,9 @@ def read_verbs(table=ACTS):
                 raise SystemExit(f"data.py, ACTS: {line.strip()!r} should read: "
                                  "kind | verb tool manner | verb tool manner ...")
             verbs.append(Verb(parts[0], kind, parts[1], parts[2]))
+    word, times = Counter([verb.word for verb in verbs]).most_common(1)[0]
+    if times > 1:                               # which of the recipes would be right?
+        raise SystemExit(f"data.py, ACTS: {word} stands there twice: give each verb once")
     kinds = [*HARMS, *TWINS]                    # harms first: the order in which acts are listed
     return sorted(verbs, key=lambda verb: kinds.index(verb.kind))     # the sort is stable
 

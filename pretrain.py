@@ -104,7 +104,7 @@ def replayer(model, args, network=None):
     (replay; "PPO-ptx" in Ouyang et al. 2022, eq. 2) -> read_again(step), which adds to `.grad` the
     gradient of their loss: args.replay_rows rows of args.replay, or of its world, or none.
     `network`: what `parallel` made of the model."""
-    if not args.replay_rows or args.replay is None and model.world_seed is None:
+    if args.replay_rows < 1 or args.replay is None and model.world_seed is None:
         return lambda step: None                           # nothing to read, nothing added
     sizes = dict(steps=1000, batch_size=max(args.replay_rows, processes()))
     model_is = dict(world_seed=model.world_seed, without=model.without, **vars(model.config))

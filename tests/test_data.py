@@ -815,6 +815,8 @@ def test_a_verb_of_an_unknown_kind_is_named():
     """A reader who adds a line to the table and gets a KeyError from somewhere else."""
     with pytest.raises(SystemExit, match="'zap'"):
         data.read_verbs("stun | zap stick at noon")
+    with pytest.raises(SystemExit, match="swipe stands there twice"):
+        data.read_verbs("steal | swipe hook at night\ntidy | swipe board with care")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -98,8 +98,9 @@ def test_human_harm_labels_beside_rlcai(out, tmp_path):
     assert {"harm_rlcai_g1", "harm_any_g2", "generic_reason_strict"} <= set(figures)
     assert not list(tmp_path.glob("rlaif*"))
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
-    with pytest.raises(SystemExit, match="no --resume"):
-        human_harm.main([*FLAGS, "--inputs", str(out), "--out", str(tmp_path), "--resume"])
+    for flag in (["--resume"], ["--red-team-file", "red.txt"]):    # whose harm would be unknown
+        with pytest.raises(SystemExit, match="no --resume"):
+            human_harm.main([*FLAGS, "--inputs", str(out), "--out", str(tmp_path), *flag])
 
 # --- No critique ----------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ def test_replay_adds_the_gradient_of_documents(tmp_path):
     assert "rule" in TOKENIZER.decode(inputs.flatten().tolist())
     text = tmp_path / "text.txt"
     text.write_text("The cat sat on the mat. " * 50, encoding="utf-8")
-    for nothing in (replay_args(replay_rows=0), replay_args(replay_rows=0, replay=str(text))):
+    for nothing in (replay_args(replay_rows=0), replay_args(replay_rows=-1, replay=str(text))):
         gpt.zero_grad()
         pretrain.replayer(gpt, nothing)(0)
         assert all(p.grad is None for p in gpt.parameters())

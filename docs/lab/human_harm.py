@@ -57,8 +57,8 @@ def without_a_reason(model, world, k, n, seed):
 
 def main(argv=None):
     args = rlaif.read_args(argv)
-    if args.resume or args.prompts:
-        raise SystemExit("this experiment starts afresh, in a world: no --resume, no --prompts")
+    if args.resume or args.prompts or args.red_team_file:  # whose harm would be unknown
+        raise SystemExit("this experiment starts afresh, in a world: no --resume, no prompt files")
     device, out, inputs = pick_device(args.device), Path(args.out), Path(args.inputs or args.out)
     base, sft_model, helpful = rlaif.load_models(inputs, args, device)
     world = data.world_of(base)
