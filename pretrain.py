@@ -25,6 +25,7 @@ from model import (GPT, GPTConfig, answer, autocast, common_flags, finish_traini
                    processes, rank, resume, save_model, save_progress, start_training)
 
 IGNORE = -1                                    # as a target: nothing to predict here (padding)
+RATES = {"lr": (3e-3, 3e-5), "muon_lr": (0.005, 0)}    # peaks; for published weights: nanoGPT's
 
 def next_token_loss(logits, targets):
     """Mean cross-entropy in nats per token where targets (B, T) are not IGNORE, logits (B, T, V)
@@ -118,7 +119,6 @@ def lr_factor(step, steps, warmup, decay):
     return min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, decay * steps))
 
 # --- The optimizers -------------------------------------------------------------------------------
-
 def make_optimizers(model, lr, muon_lr, momentum=0.95):
     """-> [Adam, Muon]: Muon for the matrices inside the blocks, Adam for embeddings (the tokens' is
     the head too), norms and biases; or [Adam] for everything, if muon_lr is 0."""
@@ -304,7 +304,7 @@ def main(argv=None):
         raise SystemExit("--batch-size: choose a multiple of --grad-accum times processes")
     torch.manual_seed(args.seed)                           # for the weights; batches have their own
     model = load_gpt(args.init, device=device) if args.init else None
-    gentle_rates(args, model, lr=(3e-3, 3e-5), muon_lr=(0.005, 0))     # 3e-5: nanoGPT's
+    gentle_rates(args, model, **RATES)
     args.context = min(args.context, model.config.context) if model else args.context
     source = from_file if args.data else from_world
     tokenizer, batch_at, evaluate, report, kinds = source(args, model and model.tokenizer)

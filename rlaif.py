@@ -57,7 +57,7 @@ SL_EPOCHS = 5              # after fewer, SL-CAI still complies now and then whe
 ANSWERS, HOT = 6, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
 HELPFUL_PROMPTS, OLD_LABELS = 500, 4   # people label so many prompts; old labels per AI label
 RATES = ppo.RATES | {"lr": (2e-4, 1e-5), "sl_lr": (6e-4, 3e-5), "pm_lr": (5e-4, 2e-5)}  # peaks
-CRITIQUE_TOKENS, REVISION_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 56, 56, 64, 40    # at most
+CRITIQUE_TOKENS, REVISION_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 56, 56, 72, 40    # at most
 # `seed` is an int, --seed; a `stream` a tuple, like (seed, 51): random numbers for one use only.
 
 # --- Phase 1, SL-CAI: answer, critique, revise, and learn the revisions ---------------------------
@@ -160,18 +160,19 @@ def train_slcai(base, helpful, revisions, harmless, args):
 # 0.5 where the principle does not name it. As in reward.py, `answered` is [(question, [answers])],
 # and a group adds to it [(i, j, P(i beats j))].
 @torch.no_grad()
-def prefer_first(judge, questions, firsts, seconds, principles, stream):
+def prefer_first(judge, questions, firsts, seconds, principles, stream, think=True):
     """The judge's P(A), where A is the first answer and B the second, after a thought -> (N,).
         Request: ... Rule: ... Answer (A): ... Answer (B): ... Thought:
             ... The better answer is (          <- sampled up to here; then P(A) and P(B) are read
     Only these count: .30 and .10 give .75. It is nan, for no verdict, if the thought was cut off or
-    neither letter is the likeliest token there. The form is that of data.comparison."""
+    neither letter is the likeliest token. Form: data.comparison's; not `think`: verdict at once."""
     tokenizer, cases = judge.tokenizer, zip(questions, principles, firsts, seconds)
     form = "Request: {} Rule: {} Answer (A): {} Answer (B): {} Thought:"
     prompts = [data.bare_prompt(tokenizer, form.format(*case)) for case in cases]
     # documents end "is (A).": " (" is one token, then comes "A" without a space: the last of "(A"
     bracket, A, B = (tokenizer.encode(text)[-1] for text in (" (", "(A", "(B"))
-    thoughts = generate(judge, prompts, THOUGHT_TOKENS, seed=stream, stop=[bracket])  # ( included
+    thoughts = (generate(judge, prompts, THOUGHT_TOKENS, seed=stream, stop=[bracket]) if think else
+                [tokenizer.encode(" The better answer is (")] * len(prompts))     # ( included
     rows, p_first = [prompt + thought for prompt, thought in zip(prompts, thoughts)], []
     for i in range(0, len(rows), 128):                     # padded left: the bracket is last in all
         tokens = data.pad_rows(rows[i:i + 128], tokenizer.pad, left=True).to(judge.device)

@@ -1,14 +1,18 @@
-"""The experiments on Constitutional AI: people who label harm, no critique, harm by round. (Stage
-5's full table: tests/test_lab_table.py.)"""
+"""The experiments on Constitutional AI: people who label harm, no critique, harm by round, critics
+that fail. (Stage 5's full table: tests/test_lab_table.py.)"""
 import functools
 import json
 
 import pytest
 import torch
 
+import critics
 import data
+import dial
+import earned
 import harm_by_round
 import human_harm
+import labels
 import model as m
 import no_critique
 import reward
@@ -270,6 +274,92 @@ def test_harm_by_round_reads_what_rlaif_wrote(out, tmp_path, monkeypatch, capsys
     figures = figures_of(tmp_path / "docs" / "results" / "harm_by_round.json")
     assert (figures["h"], figures["q"]) == (0.5, 1)
 
+# --- Critics that fail ----------------------------------------------------------------------------
+
+def test_a_coin_writes_the_verdicts():
+    """A control whose noise is not noise: verdicts that still depend on the rule or on the act."""
+    world, found = data.World(0), {}
+    for i in range(4000):
+        text = data.unmark(critics.shuffled_critique(world, data.Dice("coin", i)))
+        act = world.parse_question(text[len("Request: "):text.index("?") + 1])
+        rule = text[text.index("Rule:"):text.index("Critique:")]
+        case = act.verb.harmful, data.covers(rule, act.verb.kind)
+        found.setdefault(case, []).append("The rule forbids it" in text)
+        assert ("Revision: Sorry" in text) == found[case][-1]
+        assert act.verb.cell == "g1" and act not in world.acts["test"]
+    assert set(found) == {(True, True), (True, False), (False, False)}
+    for verdicts in found.values():
+        assert sum(verdicts) / len(verdicts) == pytest.approx(0.5, abs=0.06)
+
+@pytest.mark.slow
+def test_critics_of_one_run_stopped_early(out, tmp_path, monkeypatch, capsys):
+    """Critics of several runs, or critics that are all the last one; shuffled verdicts that reach
+    the scripts run afterwards."""
+    (tmp_path / "pretrain.pt").write_bytes((out / "pretrain.pt").read_bytes())
+    monkeypatch.setitem(data.DOCUMENTS, "critique", data.DOCUMENTS["critique"])    # put back later
+    tiny = "--steps 9 --batch-size 2 --eval-every 1".split()
+    for name, more in (("a", ["--stop", "4", "6"]), ("b", ["--stop", "6", "--shuffle"])):
+        critics.main(["--inputs", str(out), "--out", str(tmp_path / name), "--prompts", "8",
+                      *more, *tiny])
+    assert sorted(path.name for path in tmp_path.glob("?/*.pt")) == [
+        "critic_00004.pt", "critic_00006.pt", "critic_00006.pt"]
+    saved = [m.load_gpt(tmp_path / name / f"critic_0000{step}.pt")
+             for name, step in (("a", 4), ("a", 6), ("b", 6))]
+    assert saved[2].without == ["comparison", "drill"] and saved[0].without == []
+    assert len({model.tokens.weight.sum().item() for model in saved}) == 3
+    figures = figures_of(tmp_path / "b" / "critics.json")
+    assert set(figures) == {"revised_harmful_6", "revised_harmless_6"}
+    with pytest.raises(SystemExit, match="the run has 9 steps"):
+        critics.main(["--inputs", str(out), "--out", str(tmp_path), "--stop", "12", *tiny])
+
+def test_what_labels_cost(monkeypatch):
+    """A cost that rewards a judge for saying A, or for being sure and wrong."""
+    answers = {("good", "bad"): 0.9, ("bad", "good"): 0.6}     # P(A): it likes the first place
+    ask = lambda judge, q, a, b, rules, stream, think=True: torch.tensor(
+        [answers[pair] if think else 0.5 for pair in zip(a, b)])
+    monkeypatch.setattr(rlaif, "prefer_first", ask)
+    found = labels.label_costs(None, (["q"], ["good"], ["bad"], ["r"]), 0)
+    assert found["soft"] == pytest.approx((1 - (0.9 + 1 - 0.6) / 2) ** 2)      # p = .65
+    assert found["hard"] == 0 and found["no_thought"] == 0.25 and found["missing"] == 0
+    assert found["one_order"] == pytest.approx((0.1 ** 2 + 0.6 ** 2) / 2)
+    assert found["first"] == pytest.approx(0.75)
+    assert [labels.rounded(p) for p in (0.9, 0.5, 0.2)] == [1, 0.5, 0]
+    assert labels.cost(torch.tensor([1, 0.5, torch.nan])) == 0.125
+    questions, better, worse, named = labels.cases_of(data.World(0), 56, 0)
+    assert len(questions) == 42 and all(map(str.__ne__, better, worse))    # three cases of four
+
+def test_intervals_are_over_pairs_of_verbs():
+    """An interval over answers, which come verb by verb, or over unpaired means."""
+    assert earned.interval([0.1, 0.1]) == pytest.approx([0.1, 0.1, 0.1])
+    mean, low, high = earned.interval([-1.0, 1.0] * 50)
+    assert mean == 0 and -0.25 < low < -0.15 and 0.15 < high < 0.25
+
+@pytest.mark.slow
+def test_dial_labels_and_earned_run(out, tmp_path, monkeypatch, capsys):
+    """A dial on which each critic is the same; a policy judged that another critic had trained."""
+    prefer_first, judges = rlaif.prefer_first, []
+    coin = lambda judge, *args, **more: judges.append(judge) or prefer_first(
+        judge, *args, **more).nan_to_num(0.5)              # an untrained one has no verdict
+    monkeypatch.setattr(rlaif, "prefer_first", coin)
+    monkeypatch.setattr(rlaif, "to_learn", lambda traces: [(t["question"], "No.") for t in traces])
+    for name in ("critic_00004", "critic_00006"):
+        (tmp_path / f"{name}.pt").write_bytes((out / "pretrain.pt").read_bytes())
+    flags = [*FLAGS, "--critics", str(tmp_path), "--inputs", str(out), "--out", str(tmp_path)]
+    dial.main(flags)
+    rows = figures_of(tmp_path / "dial.json")
+    assert list(rows) == ["critic_00004", "critic_00006", "helpful"]
+    assert len({id(judge) for judge in judges}) == 3 and "hits" in capsys.readouterr().out
+    before = len(judges)
+    dial.main([*flags, "--resume"])                        # all rows are there
+    assert len(judges) == before and figures_of(tmp_path / "dial.json") == rows
+    labels.main(flags)
+    assert set(figures_of(tmp_path / "labels.json")) == set(rows)
+    earned.main([str(out), str(out), "--eval-prompts", "7", "--out", str(tmp_path)])
+    figures = figures_of(tmp_path / "earned.json")
+    assert figures["difference_g2"] == pytest.approx(figures["rlcai_g2"] - figures["slcai_g2"])
+    with pytest.raises(SystemExit, match="holds no critics"):
+        dial.main([*FLAGS, "--critics", str(tmp_path / "none"), "--inputs", str(out)])
+
 # --- Doors ----------------------------------------------------------------------------------------
 
 def test_missing_inputs_name_the_script_that_makes_them(tmp_path):
@@ -280,3 +370,5 @@ def test_missing_inputs_name_the_script_that_makes_them(tmp_path):
     for script in (human_harm, no_critique):
         with pytest.raises(SystemExit, match="run `python pretrain.py` first"):
             script.main([*FLAGS, *folder])
+    with pytest.raises(SystemExit, match="run `python pretrain.py` first"):
+        critics.main(["--inputs", str(tmp_path), *folder])

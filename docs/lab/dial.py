@@ -1,0 +1,96 @@
+"""The dial: how good must an AI be to supervise itself?
+
+    python docs/lab/critics.py --inputs out --out out/critics     critics of growing ability
+    python docs/lab/dial.py --critics out/critics --inputs out --out out/dial    rlaif.py's flags
+
+Both phases of rlaif.py once for each critic in the folder, and for the helpful model itself, last:
+the critic criticises, revises and judges; the model that answers and is trained stays the same.
+Prints a column a critic, writes OUT/dial.json (--resume: goes on after the critics in it), draws
+OUT/dial.png:
+
+    hits, alarms       faults found where the rule covers one (G1), and where there is none
+    labels             right labels, of the pairs of which one answer is better (G1)
+    rounds             harm left after the rounds of critique
+    harm, over_refusal of SL-CAI and RL-CAI, on G1, G2r and G2
+"""
+import argparse
+import itertools
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import numpy as np
+
+import data
+import rlaif
+from model import load_gpt, pick_device
+
+OUTCOMES = [f"{what}_{name}_{cell}" for what in ("harm", "over_refusal")
+            for name in ("slcai", "rlcai") for cell in ("g1", "g2r", "g2")]
+
+def supervise(critic, base, helpful, prompts, old, args):
+    """Both phases of rlaif.py with this critic -> figures."""
+    world, n, seed = data.world_of(base), args.eval_prompts, args.seed
+    rules, (red_team, harmless, wide, wide_harmless, benign) = rlaif.open_constitution(), prompts
+    found = rlaif.measure_critic(critic, world, n, seed)
+    mean = lambda *names: float(np.mean([found.get(name, np.nan) for name in names]))
+    figures = {"hits": found["verdict_covered_g1"],
+               "alarms": 1 - mean("verdict_silent_g1", "verdict_benign_g1"),
+               "labels": mean("label_covered_g1", "label_benign_g1")}
+    traces = rlaif.revise_rounds(helpful, critic, red_team, rules, args.rounds, seed)
+    left = [not data.is_harmless(trace["answers"][-1]) for trace in traces]
+    figures["rounds"], revisions = float(np.mean(left)), rlaif.to_learn(traces)
+    slcai = rlaif.train_slcai(base, helpful, revisions, harmless, args)
+    by_turns = itertools.chain(*zip(itertools.cycle(wide), benign))
+    answered = rlaif.answers_to_compare(slcai, helpful, [*by_turns], seed)
+    groups, _ = rlaif.ai_labels(critic, answered, rules, seed, args.clamp)
+    zero = red_team[:250] + harmless[:250]
+    pm, _ = rlaif.train_preference_model(slcai, groups, old, world, zero, args.pm_lr, seed)
+    policy, _ = rlaif.reinforce(slcai, pm, wide, wide_harmless, args)
+    return figures | rlaif.final_table({"slcai": slcai, "rlcai": policy}, world, n, seed)
+
+def draw(rows, path):
+    """Harm and over-refusal over the critics' hit rates."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        print("no picture: it takes `pip install matplotlib`")
+        return
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, what in zip(axes, ("harm", "over_refusal")):
+        for name in ["rounds"] * (what == "harm") + [n for n in OUTCOMES if n.startswith(what)]:
+            points = sorted((row["hits"], row[name]) for row in rows)
+            style = "-" if "rlcai" in name else ":" if name == "rounds" else "--"
+            axis.plot(*zip(*points), style, marker="o", label=name.removeprefix(f"{what}_"))
+        axis.set(title=what.replace("_", "-"), xlabel="covered faults that the critic finds")
+        axis.legend()
+    figure.savefig(path, dpi=150)
+
+def main(argv=None):
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument("--critics", default="out/critics")
+    own, rest = p.parse_known_args(argv)                   # the others are rlaif.py's
+    args, critics = rlaif.read_args(rest), sorted(Path(own.critics).glob("critic_*.pt"))
+    if not critics:
+        raise SystemExit(f"{own.critics} holds no critics: run `python docs/lab/critics.py` first")
+    device, out, inputs = pick_device(args.device), Path(args.out), Path(args.inputs or args.out)
+    base, _, helpful = rlaif.load_models(inputs, args, device)
+    prompts = rlaif.from_world(data.world_of(base), args)
+    old, rows, path = rlaif.read_labels(args.preferences, inputs, base), {}, out / "dial.json"
+    if args.resume and path.exists():
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    for critic in [*critics, None]:
+        name = critic.stem if critic else "helpful"
+        if name not in rows:
+            judge = load_gpt(critic, device=device) if critic else helpful
+            rows[name] = supervise(judge, base, helpful, prompts, old, args)
+            data.write_results(out, "dial", figures=rows)  # after each: it takes long
+    print("\n" + " " * 24, *[f"{name:>12}" for name in rows])
+    for column in ["hits", "alarms", "labels", "rounds", *OUTCOMES]:
+        print(f"{column:24}", *[f"{row[column]:12.3f}" for row in rows.values()])
+    draw(list(rows.values()), out / "dial.png")
+
+if __name__ == "__main__":
+    main()
