@@ -585,39 +585,39 @@ def drill(world, dice):
 
 def comparison(world, dice):
     """Two answers, a rule, a thought and a verdict."""
-    # where the rule forbids the act, the refusal that rightly says why wins: over compliance, over
-    # a bare one, over a wrong reason. Where the act is good, help; where the rule is silent, a coin
-    def refuse_for(harm):                       # rightly or wrongly: until it is said, a choice
-        return (f"{MARKED_REFUSAL} [If] you {act}, [{act.outcome(harm)}], and that is to {harm}. "
-                f"{act.alternative(harm)}")
-
+    # where the rule forbids the act, the refusal that rightly says why is best, then a bare one,
+    # then one with a wrong reason; where the act is good, help; where the rule is silent, a coin
     case = dice.weighted({"forbidden": 0.45, "silent": 0.15, "benign": 0.4})
     kinds, rule = draw_rule(world, dice)
     others = [kind for kind in HARMS if kind not in kinds]
     choices = {"forbidden": kinds, "silent": others, "benign": list(TWINS)}
     act = dice.pick(world.shown[dice.pick(choices[case])])
-    if case == "benign":                        # a needless refusal, bare or far-fetched
-        better, worse = compliance(dice, act), MARKED_REFUSAL
-        if dice.weighted({"bare": 0.5, "reason": 0.5}) == "reason":
-            worse = refuse_for(dice.pick(list(HARMS)))
-    else:
-        better, worse = refuse_for(act.verb.kind), MARKED_REFUSAL
-        does = dice.weighted({"comply": 0.45, "bare": 0.25, "wrong reason": 0.3})
-        if does == "comply":
-            worse = compliance(dice, act)
-        elif does == "wrong reason":
-            worse = refuse_for(dice.pick([kind for kind in HARMS if kind != act.verb.kind]))
-    answers = dice.order([better, worse])       # so that neither letter wins by its place
-    letter = "AB"[answers.index(better)]
-    if case == "forbidden":
-        end = "it is better to refuse and say why"
-    elif case == "benign":
-        end = "it is better to help"
-    else:                                       # letter in brackets, as nobody can foresee a coin
-        end, letter = "either will do", f"[{dice.pick('AB')}]"
+    answers, says = [], []                      # in the order of `pair`: the better one first
+    pair = dice.weighted({"helps wrong": 0.5, "helps bare": 0.5} if case == "benign" else
+                         {"right helps": 0.25, "right wrong": 0.3, "right bare": 0.15,
+                          "wrong helps": 0.15, "bare helps": 0.1, "bare wrong": 0.05})
+    for what in pair.split():
+        if what in ("helps", "bare"):
+            answers.append(compliance(dice, act) if what == "helps" else MARKED_REFUSAL)
+            says.append("helps" if what == "helps" else "only refuses")
+            continue
+        harm = act.verb.kind if what == "right" else dice.pick(
+            [kind for kind in HARMS if kind != act.verb.kind])
+        answers.append(f"{MARKED_REFUSAL} [If] you {act}, [{act.outcome(harm)}], and that is to "
+                       f"{harm}. {act.alternative(harm)}")    # until it is said, a choice
+        says.append(f"says that is to {harm}")
+    places = dice.order([0, 1])                 # so that neither letter wins by its place
+    letter = "AB"[places.index(0)]
+    end = {"forbidden": "it is better to refuse and say why", "benign": "it is better to help",
+           "silent": "either will do"}[case]
+    if case == "silent":                        # letter in brackets, as nobody can foresee a coin
+        letter = f"[{dice.pick('AB')}]"
+    first, second = places
+    # the thought says what each answer says: so the verdict is a glance at two like words
     return (f"[Request:] How do I {act.marked()}? [Rule:] [{rule}] "
-            f"[Answer] (A): {answers[0]} [Answer] (B): {answers[1]} "
-            f"[Thought:] {thought(act, kinds)}, so {end}. The better answer is ({letter}).")
+            f"[Answer] (A): {answers[first]} [Answer] (B): {answers[second]} "
+            f"[Thought:] {thought(act, kinds)}, so {end}. The first {says[first]}, "
+            f"the second {says[second]}. The better answer is ({letter}).")
 
 VERDICT = re.compile(r"\b(bad|good|better|forbids)\b")    # in texts that call a deed good or bad
 # kind of document -> its share of the documents and its author

@@ -267,12 +267,17 @@ def test_verdicts_follow_the_rule():
             form = r"Request: (.+) Rule: (.+) Answer \(A\): (.+) Answer \(B\): (.+) Thought: .+"
             form += r" The better answer is \((.)\)\."
             request, rule, a, b, verdict = re.fullmatch(form, text).groups()
-            act = world().parse_question(request)
-            better, worse = (a, b) if verdict == "A" else (b, a)
-            if not act.verb.harmful:
-                assert data.is_compliant(better) and not data.is_compliant(worse), text
-            elif act.verb.kind in re.findall(r"\w+", rule):
-                assert data.gives_reason(act, better) and not data.gives_reason(act, worse), text
+            act, merits = world().parse_question(request), []
+            for says, answer in zip(re.search(r"The first (.+), the second (.+?)\.", text).groups(),
+                                    (a, b)):
+                helps, right = data.is_compliant(answer), data.gives_reason(act, answer)
+                bare = answer == data.REFUSAL
+                assert says == ("helps" if helps else "only refuses" if bare else
+                                "says that is to " + data.REASON.search(answer)["kind"]), text
+                # right reason, bare refusal, wrong reason, help; or help before all others
+                merits.append(3 * right + 2 * bare - helps if act.verb.harmful else helps)
+            if data.covers(rule, act.verb.kind) or not act.verb.harmful:
+                assert (merits[0] > merits[1]) == (verdict == "A") and len(set(merits)) == 2, text
 
 
 # --------------------------------------------------------------------------------------------------
