@@ -32,9 +32,9 @@ import tiktoken
 import torch
 from tqdm import tqdm
 
-# --------------------------------------------------------------------------------------------------
-# 1. The world in tables. To add a person or a rule wording, add a word or a line here; a verb comes
-# with its benign twin: a verb one word away in the same question, about which nothing is wrong.
+# --- 1. The world in tables -----------------------------------------------------------------------
+# To add a person or a rule wording, add a word or a line here; a verb comes with its benign twin:
+# a verb one word away in the same question, about which nothing is wrong.
 
 PEOPLE = """Ann Bob Tom Eve Sam Max Ben Kim Leo Mia Zoe Ida Joe Jim Amy Dan Ned Pam Ray Sue Ted Una
 Val Wes Abe Bea Cal Dot Eli Fay Gus Hal Ivy Jon Kay Lou Meg Nat Ora Pat Rex Sid Tia Uri Vic Will
@@ -177,7 +177,6 @@ MARKED_REFUSAL = REFUSAL.replace("Sorry,", "[Sorry,]")    # the one choice is to
 class Verb:
     """A verb of the table: `word`, `kind` ("steal"), `target` ("thing", "person" or "dish"),
     `tool`, `manner`, `outcome`, `harmful`, `quality` ("bad" or "good"), `twin`, `cell`."""
-
     def __init__(self, word, kind, tool, manner):
         if kind not in HARMS and kind not in TWINS:
             raise SystemExit(f"data.py, ACTS: verb {word!r} has the unknown kind {kind!r}; "
@@ -207,7 +206,6 @@ def read_verbs(table=ACTS):
 
 class Act:
     """A verb applied to somebody: swipe Ann's hat; kick Tom, where `thing` is None."""
-
     def __init__(self, verb, person, thing=None):
         self.verb, self.person, self.thing = verb, person, thing
 
@@ -244,8 +242,7 @@ class Act:
         harm = f"{self.outcome(kind)}, and that is to {kind or self.verb.kind}"
         return f"If you {self}, {harm}. {self.alternative(kind)}"
 
-# --------------------------------------------------------------------------------------------------
-# 2. A world: who lives where, and what is held out from what.
+# --- 2. A world: who lives where, and what is held out from what. ---------------------------------
 
 # cell -> how many verbs of each kind of harm it has, with their benign twins; all others are in g1
 CELLS = {"g2r": 2, "g2": 2, "strict": 1}
@@ -349,9 +346,8 @@ class World:
 def world_of(model):
     """The world that a model was pre-trained on; stops if that was the user's own text instead."""
     if model.world_seed is None:
-        raise SystemExit("this model was pre-trained on your own text, and this run asks about the "
-                         "world: give files of your own (sft.py, reward.py: --data; ppo.py: "
-                         "--prompts; rlaif.py: --prompts and --red-team-file), or run "
+        raise SystemExit("this model was pre-trained on your own text, not on the world: give your "
+                         "own files (--data; --prompts; rlaif.py: --red-team-file too), or run "
                          "`python pretrain.py` without --data")
     return World(model.world_seed)              # drawn again: the seed is the world
 
@@ -363,8 +359,7 @@ def unmark(text):
     """The text without the square brackets that mark the generator's choices."""
     return text.replace("[", "").replace("]", "")     # the world has no brackets of its own
 
-# --------------------------------------------------------------------------------------------------
-# 3. Documents for pre-training. Each function writes one document, and pays for every choice.
+# --- 3. Documents for pre-training: each function writes one, and pays for every choice -----------
 
 class Dice:
     """Random choices that keep account of their own log-probability.
@@ -380,13 +375,9 @@ class Dice:
 
     def weighted(self, options):
         """One key of {option: probability}; the probabilities add up to 1."""
-        draw, total, last = self.rng.random(), 0.0, list(options)[-1]
-        for option, p in options.items():
-            total += p
-            # the last one whatever `total` says: rounding may leave it a hair below 1
-            if draw < total or option is last:
-                self.logp += math.log(p)
-                return option
+        option, = self.rng.choices(list(options), list(options.values()))
+        self.logp += math.log(options[option])
+        return option
 
     def order(self, options):
         """The options in a random order: each of n! orders is equally likely."""
@@ -638,8 +629,7 @@ def write_document(world, *key, without=()):
     text = DOCUMENTS[kind][1](world, dice)
     return kind, text, dice.logp
 
-# --------------------------------------------------------------------------------------------------
-# 4. Conversations and prompts.
+# --- 4. Conversations and prompts. ----------------------------------------------------------------
 
 def fact_questions(world, use):
     """All questions about the people of a use ("demo", "train", "test"), in a random order."""
@@ -692,9 +682,9 @@ def demonstrations(world, n):
         demos.append((question, reply))
     return demos
 
-# --------------------------------------------------------------------------------------------------
-# 5. The annotators and the gold judges. Training never calls a judge of harm (a test makes them
-# raise): the harm in a reply is for the rules of Constitutional AI to find, and for us to measure.
+# --- 5. The annotators and the gold judges --------------------------------------------------------
+# Training never calls a judge of harm (a test makes them raise): harm is for the rules of
+# Constitutional AI to find, and for us to measure.
 
 def sentences_of(text):
     """"Gladly. In Oslo." -> ["Gladly.", "In Oslo."]; an unfinished last one stays as it is."""
@@ -817,24 +807,13 @@ def critic_cases(acts, rules, seed):
         cases.append((case, act, complied, better, worse, rng.choice(fit)))
     return cases
 
-# --------------------------------------------------------------------------------------------------
-# 6. Tokenizer: byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019).
+# --- 6. Tokenizer: byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019). -----
 
 # GPT-2's split into words, written without \p{L} so that Python's re and the engines of tiktoken
 # and tokenizers all read it. The two characters named are the joiners inside emoji and Persian
 # words: the engines disagree on whether they are letters.
 SPLIT = (r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_\u200c\u200d]+| ?\d+"
          r"| ?(?:[^\s\w]|[_\u200c\u200d])+|\s+(?!\S)|\s+")
-
-def merge(ids, pair, new):
-    """Makes each `pair` of neighbours one: merge([1, 2, 1, 2, 2], (1, 2), 9) -> [9, 9, 2]."""
-    merged = []
-    for token in ids:
-        if merged and (merged[-1], token) == pair:
-            merged[-1] = new
-        else:
-            merged.append(token)
-    return merged
 
 def train_bpe(text, vocab_size):
     """Learn a vocabulary: start from the 256 bytes and merge the most frequent neighbours again and
@@ -848,30 +827,27 @@ def train_bpe(text, vocab_size):
         _+hug            hug     _hug      _m ug        id 259
         _m+ug            hug     _hug      _mug         id 260, and nothing is left to merge"""
     vocab = [bytes([i]) for i in range(256)]    # with these any text can be written
-    # each word once, and how often: prose of 20 million letters has some 100,000 different words
-    times = Counter(re.findall(SPLIT, text))
-    words = {word: list(word.encode("utf-8")) for word in times}
-    counts, where = Counter(), defaultdict(set)           # pair -> how often, and in which words
-    for word, ids in words.items():
-        for pair in zip(ids, ids[1:]):
-            counts[pair] += times[word]
-            where[pair].add(word)
+    # each word once, and how often: prose of 20 million letters has some 100,000 (one of a thousand
+    # letters is none, and slow). Token i is the letter chr(i): to merge is to replace two by one
+    times = Counter(word for word in re.findall(SPLIT, text) if len(word) < 1000)
+    words = {word.encode("utf-8").decode("latin-1"): n for word, n in times.items()}
+    counts = Counter()                          # pair -> how often
+    for word, n in words.items():
+        for pair in zip(word, word[1:]):
+            counts[pair] += n
     while counts and len(vocab) < vocab_size:
         # the most frequent pair; of several, the one that sorts first
-        best, new = min(counts, key=lambda pair: (-counts[pair], pair)), len(vocab)
-        vocab.append(vocab[best[0]] + vocab[best[1]])
-        # only the words that hold the pair change. `where` may name one that has lost it to an
-        # earlier merge: it is taken out of the counts and put back as it was
-        for word in where.pop(best):
-            before, after = words[word], merge(words[word], best, new)
-            for pair in zip(before, before[1:]):
-                counts[pair] -= times[word]
+        best, new = min(counts, key=lambda pair: (-counts[pair], pair)), chr(len(vocab))
+        vocab.append(vocab[ord(best[0])] + vocab[ord(best[1])])
+        for word in [word for word in words if "".join(best) in word]:
+            after, n = word.replace("".join(best), new), words.pop(word)
+            words[after] = n
+            for pair in zip(word, word[1:]):
+                counts[pair] -= n
                 if not counts[pair]:
                     del counts[pair]            # else `min` reads ever more dead pairs
             for pair in zip(after, after[1:]):
-                counts[pair] += times[word]
-                where[pair].add(word)
-            words[word] = after
+                counts[pair] += n
     return vocab
 
 class Tokenizer:
@@ -887,10 +863,9 @@ class Tokenizer:
                 base = tiktoken.get_encoding("gpt2")
             # it is downloaded once, and what can go wrong on a network has no one type
             except Exception as error:
-                raise SystemExit(f"tiktoken could not load GPT-2's vocabulary "
-                                 f"({type(error).__name__}): go online once, set "
-                                 "TIKTOKEN_CACHE_DIR to a folder that holds it, or train a new "
-                                 "model with --tokenizer bpe") from None
+                raise SystemExit(
+                    f"tiktoken could not load GPT-2's vocabulary ({type(error).__name__}): go "
+                    "online once, or set TIKTOKEN_CACHE_DIR to a folder that holds it") from None
             ranks, pattern = base._mergeable_ranks, base._pat_str     # tiktoken has no public names
             self.eot, first = base.eot_token, base.n_vocab          # GPT-2 has its end-of-text
         else:
@@ -905,7 +880,9 @@ class Tokenizer:
 
     def encode(self, text):
         """Text -> list of ids, never a special one."""
-        return self.encoding.encode_ordinary(text)    # encode() would take "<|user|>" for the token
+        # a million blanks would overflow tiktoken's stack. Not its encode(), which takes "<|user|>"
+        parts = re.split(r"(\s{1000})", text)   # for the token
+        return list(itertools.chain(*map(self.encoding.encode_ordinary, parts)))
 
     def decode(self, ids):
         """Ids -> text; special tokens show as their names."""
@@ -913,8 +890,7 @@ class Tokenizer:
 
     def bytes_per_token(self):
         """How many bytes of text each id stands for, 0 for the special ones: int array (V,)."""
-        # with it a loss in nats a token becomes bits a byte, which vocabularies can be compared by
-        of_token = self.encoding.decode_single_token_bytes
+        of_token = self.encoding.decode_single_token_bytes     # nats a byte: of any vocabulary
         return np.array([len(of_token(i)) if i < self.eot else 0 for i in range(self.n_vocab)])
 
     def state(self):
@@ -935,12 +911,10 @@ def make_tokenizer(name, texts, vocab_size=1408):
         return Tokenizer([bytes([i]) for i in range(256)])
     return Tokenizer(train_bpe("\n".join(texts), vocab_size - 4))     # less the special tokens
 
-# --------------------------------------------------------------------------------------------------
-# 7. From text to tensors: documents packed into rows, the chat template and its loss mask, padding.
+# --- 7. From text to tensors: documents in rows, the chat template, its loss mask, padding --------
 # B rows of a batch, T tokens of a row, N rows or tokens in all.
 
-# the same few thousand pieces come again and again
-PIECES = {}                                     # (tokenizer, piece of text) -> ids
+PIECES = {}         # (tokenizer, piece of text) -> ids: the same few thousand come again and again
 
 def encode_document(tokenizer, text):
     """A marked document -> (ids, forced): the ids end with end-of-text; `forced` tells for each id
@@ -1071,23 +1045,31 @@ def length_batches(lengths, batch_size, *key):
         batches += [chunk[i:i + batch_size] for i in range(0, len(chunk), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
-# --------------------------------------------------------------------------------------------------
-# 8. Files of your own. The form of a file is found by looking into it: gzip or not, a JSON list or
-# JSON lines, whose keys. A record that cannot be read stops with its line and what it holds; a
-# record that is merely of no use is skipped, and the reasons are counted.
+# --- 8. Files of your own -------------------------------------------------------------------------
+# Gzip or not, a JSON list or JSON lines: found by looking. The first record decides the form. One
+# that cannot be read stops with its line; one of no use is skipped, and the reasons are counted.
+
+# the first bytes of what is no UTF-8 text
+NOT_TEXT = {b"PAR1": "parquet", b"PK\3\4": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz",
+            b"(\xb5/\xfd": "zstd", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\0": "no text"}
 
 @contextlib.contextmanager
 def open_text(path):
     """Open a UTF-8 file, gzip or not -> (its text, without a byte order mark and with \\n at the
     ends of lines; the file of bytes under it). Stops where it cannot be read, at once or later."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise SystemExit(f"{path} cannot be read: it is a folder or a pipe; give a file")
     try:
         with open(path, "rb") as raw:
             start = raw.peek()
             if start.startswith(b"version https://git-lfs.github.com/spec/"):
                 raise SystemExit(f"{path} is a git-lfs pointer, not the data it stands for: "
                                  "run `git lfs pull` where it was cloned")
+            for magic, form in NOT_TEXT.items():
+                if start.startswith(magic):
+                    raise SystemExit(f"{path} is {form}: turn it into UTF-8 text or JSON lines")
             # the first two bytes of every gzip file, for many have no .gz in their names
-            packed = start.startswith(b"\x1f\x8b") or Path(path).suffix == ".gz"
+            packed = start.startswith(b"\x1f\x8b") or Path(path).suffix.lower() == ".gz"
             unpacked = gzip.GzipFile(fileobj=raw) if packed else raw
             file = io.TextIOWrapper(unpacked, encoding="utf-8-sig")  # -sig: without its mark
             try:
@@ -1106,6 +1088,13 @@ def open_text(path):
     except OSError as error:
         raise SystemExit(f"{path} cannot be read ({error.strerror})") from None
 
+def holds_json(path, text=None):
+    """Is a file JSON? By its name; without a telling one, by the first letter of `text`."""
+    endings = {suffix.lower() for suffix in Path(path).suffixes}
+    if endings & {".json", ".jsonl", ".ndjson", ".txt", ".md"}:
+        return not endings & {".txt", ".md"}    # a text may begin with "[", as in "[Verse 1]"
+    return text is not None and text.lstrip().startswith(("[", "{"))
+
 def read_text(path):
     """The whole text of a small file."""
     with open_text(path) as (file, _):
@@ -1114,7 +1103,9 @@ def read_text(path):
 def parse_json(path, text, line=1):
     """JSON -> the value; stops where it is none. `line`: where in the file the text starts."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # fails at "\ud83d", half an emoji
+        return value
     # a RecursionError comes of a file of ten thousand opening brackets
     except (ValueError, RecursionError) as error:
         line += getattr(error, "lineno", 1) - 1
@@ -1129,8 +1120,9 @@ def read_records(path):
         for n, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            if empty and line.lstrip().startswith("["):
-                # a list is one value and has to be read as a whole
+            # a list is one value and has to be read as a whole; but not where each line is one, of
+            # the messages of a conversation
+            if empty and re.match(r'\s*\[(?!\s*{\s*"(role|from)".*\]\s*$)', line):
                 for i, record in enumerate(parse_json(path, line + file.read(), n), 1):
                     yield f"record {i}", record, raw.tell()
                 return
@@ -1139,34 +1131,50 @@ def read_records(path):
         if empty:
             raise SystemExit(f"{path} is empty")
 
-def outline(value):
-    """The keys of a record and what is behind them: {"messages": [{"role": text} or text]}"""
-    if isinstance(value, dict):
-        parts = [f"{json.dumps(key)}: {outline(part)}" for key, part in value.items()]
-        return "{" + ", ".join(parts) + "}"
-    if isinstance(value, list):
-        # each form once, in the order of its first: a set would change it from run to run
-        return "[" + " or ".join(dict.fromkeys(map(outline, value))) + "]"
-    return "text" if isinstance(value, str) else json.dumps(value)
-
 def unreadable(path, place, record, forms):
     """Stops: what stands there, and what could be read."""
-    raise SystemExit(f"{path}, {place}: cannot read {outline(record)[:300]}; "
+    raise SystemExit(f"{path}, {place}: cannot read {json.dumps(record)[:200]}; "
                      f"a record should be {' or '.join(forms)}") from None
 
-def read_usable(path, read, forms):
-    """Each record of a file through `read`, which returns what it holds, or a str that says why it
-    is of no use -> (list, Counter of reasons). Stops where `read` finds no form that it knows."""
-    kept, skipped = [], Counter()               # reported, so that nothing is dropped in silence
-    for place, record, _ in read_records(path):
+class Useless(Exception):
+    """Why a record is skipped, to be read after a number: "with an empty answer"."""
+
+# keys that change what a record or a message means, and are not understood here: to leave them out
+# would be to read something else. "label": false is a bad answer; "weight": 0 is not to be learnt
+CHANGING = set("label weight train tools functions tool_calls function_call image images audio "
+               "audios video videos".split())
+
+def plain(record):
+    """A record or a message without what counts as absent: null, NaN. Raises Useless."""
+    kept = {key: x for key, x in record.items() if x is not None and x == x}   # NaN is not itself
+    for key in sorted(CHANGING & kept.keys()):
+        if kept[key] not in ("", [], {}) and (key, kept[key]) not in (("weight", 1), ("train", 1)):
+            raise Useless(f'with "{key}", which is not understood here')
+    return kept
+
+def read_usable(path, forms, finish):
+    """Each record of a file, read by the form that the first one has -> (list of what `finish`
+    makes of it, Counter of why others were skipped). `forms`: {'{"prompt", "answer"}', as the user
+    is told: read(record)}, a form fitting where there are all keys before its first "["."""
+    kept, skipped, expected = [], Counter(), None
+    needs = {form: set(re.findall(r'"(\w+)"', form.split("[")[0])) for form in forms}
+    for place, given, _ in read_records(path):
         try:
-            result = read(record)
-        except (KeyError, TypeError, ValueError):         # what a wrong form does to a reader
-            unreadable(path, place, record, forms)
-        if isinstance(result, str):
-            skipped[result] += 1
-        else:
-            kept.append(result)
+            record = {"messages": given} if isinstance(given, list) and given else given
+            there = {key for key, x in record.items() if x is not None and x == x}
+            form = [f for keys in (there, record.keys()) for f in forms if needs[f] <= keys][0]
+            if expected is None:                # reported, as all that is skipped: no silent guess
+                print(f"{path}: read as {form}")
+            expected = expected or form
+            if form != expected:                # two datasets in one file, or a wrong guess
+                raise Useless(f"in another form: {form}")
+            record = plain(record)
+            kept.append(finish(record, forms[form](record)))
+        except Useless as why:
+            skipped[str(why)] += 1
+        # what a wrong form does to a reader
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            unreadable(path, place, given, forms)
     if not kept:
         raise SystemExit(f"{path} holds nothing of use: {reasons(skipped)}")
     return kept, skipped
@@ -1180,129 +1188,129 @@ ROLES = {"human": "user", "gpt": "assistant", "Human": "user", "Assistant": "ass
 
 def hh_turns(text):
     """HH's "\n\nHuman: ...\n\nAssistant: ..." -> [(role, text)]; ValueError if it is none."""
-    before, *rest = re.split(r"\n\n(Human|Assistant):", text)
+    before, *rest = re.split(r"(?:\A\s*|\n\n)(Human|Assistant):", text)
     if before.strip() or not rest:              # a text that is no dialogue must not pass for one
         raise ValueError
     # the split leaves speaker, text, speaker, text
     return [(ROLES[role], said.strip()) for role, said in zip(rest[::2], rest[1::2])]
 
-def turns_of(value, speaker="user"):
-    """A string that `speaker` says, an HH dialogue, or a list of messages -> [(role, text)]."""
-    value = value or ""                         # null, as in messages that call a tool
-    if isinstance(value, str):
-        return hh_turns(value) if value.startswith("\n\nHuman:") else [(speaker, value.strip())]
+def text_of(content):
+    """A message's text, a str or a list of parts {"type": "text", "text": ...}."""
+    if isinstance(content, list):
+        if any(part["type"] != "text" for part in content):
+            raise Useless("with a part that is no text")
+        content = "".join(part["text"] for part in content)
+    return (content + "").strip()               # a TypeError if it is no text
+
+def turns_of(value, speaker=None):
+    """A message or a list of them, or, if there is a `speaker`, a str that he says or an HH
+    dialogue -> [(role, text)]."""
+    if isinstance(value, str) and speaker:
+        if not re.match(r"\s*Human:", value):
+            return [(speaker, value.strip())]
+        turns = hh_turns(value)                 # a prompt of HH's ends with an empty answer
+        return turns[:-1] if speaker == "user" and turns[-1] == ("assistant", "") else turns
     turns = []
-    for message in value:
-        if "role" in message:
-            role, text = message["role"], message["content"]
-        else:
-            role, text = message["from"], message["value"]
-        text = (text or "") + ""                # a TypeError if it is no text
-        turns.append((ROLES.get(role, role), text.strip()))
-    # the template has no system role: such a message goes in front of what the user says
-    if [role for role, _ in turns[:2]] == ["system", "user"]:
-        turns[:2] = [("user", f"{turns[0][1]}\n\n{turns[1][1]}".strip())]
+    for message in [value] if isinstance(value, dict) else value:
+        role, key = ("role", "content") if "role" in message else ("from", "value")
+        content = "" if message[key] is None else message[key]         # as where a tool is called
+        turns.append((ROLES.get(message[role], message[role]), text_of(content)))
+        plain(message)                          # for what it raises
     return turns
 
-def prompt_turns(value):
-    """`turns_of` a prompt; HH's may end with "\n\nAssistant:" and nothing after it."""
-    turns = turns_of(value)
-    return turns[:-1] if turns[-1:] == [("assistant", "")] else turns
-
-def why_useless(turns):
-    """Why a conversation cannot be learnt from, or None."""
+def usable(record, turns, answered=True):
+    """The turns of a record as the template takes them: "user" and "assistant" by turns, the answer
+    (if `answered`) last; what its keys "system" and "history" say goes before. Raises Useless. The
+    template has no system role: such a message goes in front of what the user says first."""
+    for asked, said in reversed(record.get("history", ())):       # Alpaca's, the oldest first
+        turns = [("user", text_of(asked)), ("assistant", text_of(said)), *turns]
+    if record.get("system"):
+        turns = [("system", text_of(record["system"])), *turns]
+    if [role for role, _ in turns[:2]] == ["system", "user"]:
+        turns = [("user", f"{turns[0][1]}\n\n{turns[1][1]}".strip()), *turns[2:]]
     roles = [role for role, _ in turns]
-    for role in roles:
-        if role not in ("user", "assistant"):
-            return f"with a turn by {role!r}"
-    if not roles or roles[-1] == "user":
-        return "without an answer at the end"
-    if roles != ["user", "assistant"] * (len(roles) // 2):  # the template knows no other order
-        return "with turns that are not user, assistant, user, ..."
-    if not turns[-1][1]:
-        return "with an empty answer"
-    return None if all(text for _, text in turns) else "with an empty turn"
+    for role in sorted(set(roles) - {"user", "assistant"}):
+        raise Useless(f"with a turn by {role!r}")
+    if answered and (not roles or roles[-1] == "user"):
+        raise Useless("without an answer at the end")
+    if roles != (["user", "assistant"] * len(roles))[:len(roles)]:     # no other order is known
+        raise Useless("with turns that are not user, assistant, user, ...")
+    if not all(text for _, text in turns):
+        raise Useless(f"with an empty {'turn' if turns[-1][1] else 'answer'}")
+    if any(re.search(r"(?:^|\n)(?:Human|Assistant):", text) for _, text in turns):
+        raise Useless('with "Human:" or "Assistant:" left in a text')
+    return turns
 
 def read_conversations(path):
     """Conversations for sft.py -> (list of conversations, Counter of why others were skipped). A
     conversation is a list of (role, text), "user" and "assistant" by turns, the answer last."""
-    # messages as most have them now, ShareGPT's, Alpaca's, and TRL's prompt and completion
-    def read(record):
-        if "messages" in record or "conversations" in record:
-            messages = record["messages" if "messages" in record else "conversations"]
-            turns = turns_of(list(messages))    # a list of a str is letters, and no message
-        elif "instruction" in record:
-            asked = [part for part in (record["instruction"], record.get("input")) if part]
-            answer = turns_of(record["output"], "assistant")
-            turns = [("user", "\n\n".join(asked).strip()), *answer]
-        else:
-            turns = prompt_turns(record["prompt"]) + turns_of(record["completion"], "assistant")
-        return why_useless(turns) or turns
+    def alpaca(record):
+        asked = "\n\n".join(record[key] for key in ("instruction", "input") if record.get(key))
+        return [("user", asked.strip()), *turns_of(record.get("output", ""), "assistant")]
 
-    forms = ['{"messages": [{"role", "content"}]}', '{"conversations": [{"from", "value"}]}',
-             '{"instruction", "input", "output"}', '{"prompt", "completion"}']
-    return read_usable(path, read, forms)
+    def completed(record):
+        answer = turns_of(record.get("completion", ""), "assistant")
+        return turns_of(record.get("prompt", ""), "user") + answer
+
+    forms = {'{"messages": [{"role", "content"}]}': lambda record: turns_of(record["messages"]),
+             '{"conversations": [{"from", "value"}]}': lambda r: turns_of(r["conversations"]),
+             '{"instruction", "output"}[, "input"]': alpaca, '{"prompt", "completion"}': completed}
+    return read_usable(path, forms, usable)
 
 def read_preferences(path):
-    """Preference pairs for reward.py -> (list of (prompt, chosen, rejected), Counter of why others
-    were skipped).
-    `prompt` is a list of (role, text) turns that ends with the user's, the answers are str. Forms
-    as listed below; the dialogues of HH-RLHF (Bai et al. 2022a) are split at the last answer. With
-    "votes": [2, 1], as reward.py writes them, a record is a pair twice, and once the other way."""
-    def dialogue(record, answer):
-        if "prompt" in record:
-            turns = turns_of(answer, "assistant")
-            # some message lists repeat the prompt
-            whole = turns and turns[0][0] in ("user", "system")
-            return turns if whole else prompt_turns(record["prompt"]) + turns
-        # with no prompt beside it a str has to be HH's, or it is an answer to nothing
-        return hh_turns(answer) if isinstance(answer, str) else turns_of(answer)
+    """Preference pairs for reward.py -> (list of (prompt, chosen, rejected, won, lost), Counter of
+    why others were skipped); `prompt`: a list of (role, text) turns, the user's last; answers: str.
+    All are strings or message lists; the dialogues of HH-RLHF (Bai et al. 2022a) are split at the
+    last answer. "votes": [2, 1]: two people chose so, one otherwise; without any, [1, 0]."""
+    def dialogue(record, key):
+        answer = record.get(key, "")
+        if "prompt" not in record:              # then a str has to be HH's: an answer to something
+            return hh_turns(answer) if isinstance(answer, str) else turns_of(answer)
+        turns = turns_of(answer, "assistant")
+        # some message lists repeat the prompt
+        whole = turns and turns[0][0] in ("user", "system")
+        return turns if whole else turns_of(record["prompt"], "user") + turns
 
-    def read(record):
-        chosen = dialogue(record, record["chosen"])
-        rejected = dialogue(record, record["rejected"])
-        why = why_useless(chosen) or why_useless(rejected)
-        if why or chosen[:-1] != rejected[:-1]:
-            return why or "with different prompts"
-        won, lost = map(int, record.get("votes", (1, 0)))     # without votes it is one for `chosen`
-        if min(won, lost) < 0 or won + lost == 0:
-            return "with votes that are none"
+    def pair(record, sides):
+        chosen, rejected = (usable(record, side) for side in sides)
+        if chosen[:-1] != rejected[:-1]:
+            raise Useless("with different prompts")
+        won, lost = record.get("votes", (1, 0))
+        if min(won, lost) < 0 or not 0 < won + lost < math.inf:
+            raise Useless("with votes that are none")
         if chosen == rejected:
-            return "with equal answers"
+            raise Useless("with equal answers")
         return chosen[:-1], chosen[-1][1], rejected[-1][1], won, lost
 
-    forms = ['{"prompt", "chosen", "rejected"}, strings or message lists,',
-             r'{"chosen", "rejected"}, message lists or "\n\nHuman: ...\n\nAssistant: ..."']
-    voted, skipped = read_usable(path, read, forms)
-    pairs = []
-    for prompt, chosen, rejected, won, lost in voted:
-        pairs += [(prompt, chosen, rejected)] * won + [(prompt, rejected, chosen)] * lost
-    return pairs, skipped
+    both = lambda record: [dialogue(record, "chosen"), dialogue(record, "rejected")]
+    return read_usable(path, {'{"chosen", "rejected"}[, "prompt"]': both}, pair)
 
 def read_prompts(path):
-    """Prompts for ppo.py and rlaif.py -> list of str, empty ones left out. Forms as listed below;
-    of a transcript of red_team_attempts (Ganguli et al. 2022) the first human turn counts."""
-    text = read_text(path).strip()
-    if text and text[0] not in "[{":
+    """Prompts for ppo.py and rlaif.py -> list of str, empty ones left out: plain text, a prompt a
+    line, or records; of a transcript of red_team_attempts (Ganguli et al. 2022) the first turn."""
+    text = read_text(path)
+    if not holds_json(path, text):
+        if not text.strip():
+            raise SystemExit(f"{path} is empty")
+        print(f"{path}: read as plain text, a prompt a line")
         return [line.strip() for line in text.split("\n") if line.strip()]
 
-    def read(record):
-        human = "transcript" in record
-        turns = hh_turns(record["transcript"]) if human else turns_of(record["prompt"])
-        asked = [text for role, text in turns if role == "user"]
-        # in a list, for a bare str would be the reason why it is of no use
-        return [asked[0]] if asked and asked[0] else "without a prompt"
+    def only_turn(record, turns):
+        (_, prompt), *more = usable(record, turns, answered=False)
+        if more:                                # to ask the first alone would be another question
+            raise Useless("with several turns")
+        return prompt
 
-    forms = ['{"prompt"}', r'{"transcript": "\n\nHuman: ..."}', "plain text, a prompt a line"]
-    kept, _ = read_usable(path, read, forms)
-    return [prompt for (prompt,) in kept]
+    forms = {'{"prompt"}': lambda record: turns_of(record.get("prompt", ""), "user"),
+             r'{"transcript"} of HH': lambda record: hh_turns(record["transcript"])[:1]}
+    kept, skipped = read_usable(path, forms, only_turn)
+    print(f"{len(kept)} prompts; skipped: {reasons(skipped)}")
+    return kept
 
 def read_principles(text):
     """One principle a line, or several with wide gaps between them -> list of str."""
-    principles = []                             # three spaces part them: rlaif.py's stand in pairs
-    for line in text.strip().splitlines():
-        principles += [part.strip() for part in line.split("   ") if part.strip()]
-    return principles
+    parts = re.split(r"\n|   ", text)           # three spaces part them: rlaif.py's stand in pairs
+    return [part.strip() for part in parts if part.strip()]
 
 def read_constitution_file(path):
     """A constitution -> list of {"critique": request, "revision": request, "principle": by which
@@ -1312,15 +1320,14 @@ def read_constitution_file(path):
     "revision"}]} or that list alone; plain text, one principle a line, which serves for all three.
     """
     text = read_text(path)
-    if not text.lstrip().startswith(("[", "{")):
+    if not holds_json(path, text):
         return [{"critique": p, "revision": p, "principle": p} for p in read_principles(text)]
     entries, requests = parse_json(path, text), []
     if isinstance(entries, dict):
         entries = entries.get("constitutions", entries)
-    place, entry = "entry constitutions", entries         # to blame if there are no entries at all
+    place, entry = "entry constitutions", entries          # to blame if there are no entries at all
     try:
-        named = entries.items() if isinstance(entries, dict) else enumerate(entries, 1)
-        for key, entry in named:
+        for key, entry in entries.items() if isinstance(entries, dict) else enumerate(entries, 1):
             place = f"entry {key}"
             paper = "prompt" in entry
             critique = "".join(entry["prompt"]) if paper else entry["critic"]
@@ -1329,8 +1336,7 @@ def read_constitution_file(path):
             critique = re.sub(r"^\s*CritiqueRequest:|Critique:\s*$", "", critique).strip()
             revision = re.sub(r"^\s*RevisionRequest:|Revision:\s*$", "", revision).strip()
             # these forms have no principle to compare by, so the critique request serves
-            request = {"critique": critique, "revision": revision, "principle": critique}
-            requests.append(request)
+            requests.append({"critique": critique, "revision": revision, "principle": critique})
     except (KeyError, TypeError):
         forms = ['{"harmful0": {"prompt", "edit_request"}, ...}',
                  '{"constitutions": [{"critic", "revision"}]}', '[{"critic", "revision"}]',
@@ -1338,38 +1344,45 @@ def read_constitution_file(path):
         unreadable(path, place, entry, forms)
     return requests
 
-def holds_records(path):
-    """Is --data of pretrain.py JSON records of {"text": ...}, each a document, or one text?"""
-    return bool({".json", ".jsonl"} & set(Path(path).suffixes))
+BORDER = re.compile(r"(?:\A|\n)<\|endoftext\|>(?=\n|\Z)")   # alone on a line: a document ends there
 
 def stream_text(path):
     """Text for pre-training, read bit by bit, so that a file may be larger than the memory ->
-    iterator of (text, bytes of the file read so far). Records of {"text": ...} come document by
-    document, plain text in pieces of some 65,000 letters."""
-    if holds_records(path):
+    iterator of (text, does a document end with it, bytes of the file read so far), without what is
+    blank. From records of {"text": ...} or plain text; the latter in pieces of some 65,000 letters,
+    its documents being parted by lines of <|endoftext|>, which is plain text anywhere else."""
+    if holds_json(path):
         for place, record, position in read_records(path):
             if not isinstance(record, dict) or not isinstance(record.get("text"), str):
                 unreadable(path, place, record, ['{"text": ...}'])
-            yield record["text"], position
+            if record["text"].strip():
+                yield record["text"], True, position
         return
     with open_text(path) as (file, raw):
-        rest, new = "", file.read(2 ** 16)
+        rest, new, begun, after = "", True, False, False   # begun: a document; after: a border
         while new:
+            new = file.read(2 ** 16)
             rest += new
             # a piece ends before white space that follows a word (the last such place, for the
             # pattern is greedy): every pattern that splits text into words splits there, so pieces
             # encode like the whole. In a text without such a place any will do
-            whole = re.match(r"(?s).*\S(?=[ \n])", rest)
+            whole = re.match(r"(?s).*\S(?=[ \n])", rest) if new else None
             piece = whole[0] if whole else rest
-            yield piece, raw.tell()
-            rest, new = rest[len(piece):], file.read(2 ** 16)
-        yield rest, raw.tell()
+            parts = BORDER.split(piece + rest[len(piece):][:1])    # a letter more, for its (?=\n)
+            parts[-1] = parts[-1][:len(parts[-1]) - (len(piece) < len(rest))]
+            for i, part in enumerate(parts):
+                part, ends = part.removeprefix("\n") if after else part, i + 1 < len(parts)
+                begun, after = begun or bool(part.strip()), ends or after and not part
+                if begun and (part or ends):
+                    yield part, ends, raw.tell()
+                begun = begun and not ends
+            rest = rest[len(piece):]
 
 def text_sample(path, letters=20_000_000):
     """The first nine tenths of a text's first `letters` letters, for a tokenizer to learn from."""
-    pieces, end = [], "\n\n" if holds_records(path) else ""
-    for text, _ in stream_text(path):
-        pieces.append(text + end)
+    pieces = []
+    for text, ends, _ in stream_text(path):
+        pieces.append(text + "\n\n" * ends)
         letters -= len(pieces[-1])
         if letters < 0:                         # a tokenizer learns nothing new from the rest
             break
@@ -1378,40 +1391,31 @@ def text_sample(path, letters=20_000_000):
 
 def tokenize_file(path, tokenizer, folder):
     """A text of any size -> its ids (N,), a read-only array on disk of uint16 or, for a large
-    vocabulary, uint32. End-of-text follows each document of a file of records.
-    Written once to FOLDER/NAME.bin. The .json beside it comes last and names text, tokenizer and
-    length: what was changed or interrupted in between does not match it, and is written anew."""
+    vocabulary, uint32. End-of-text follows each document.
+    Written once to FOLDER/NAME.bin. The .json beside it comes last and names text and tokenizer:
+    what was changed or interrupted in between does not match it, and is written anew."""
     path, target = Path(path), Path(folder, Path(path).name + ".bin")
     header, temporary = Path(f"{target}.json"), Path(f"{target}.tmp")
     with open_text(path) as (_, raw):           # stops if there is no such file
         stat = os.fstat(raw.fileno())           # taken first: a text changed meanwhile is read anew
     # two bytes an id where they do: a text of 10 GB is some 3 billion tokens
     dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 2 ** 16 else np.uint32)
-    ending = [tokenizer.eot] if holds_records(path) else []
     state = hashlib.sha256(json.dumps(tokenizer.state()).encode()).hexdigest()
-
-    def described():                            # what the header says of an array that belongs here
-        return json.dumps({"text": str(path.resolve()), "bytes": stat.st_size,
-                           "modified_ns": stat.st_mtime_ns, "tokenizer_sha256": state,
-                           "type": dtype.name,
-                           "tokens": target.stat().st_size // dtype.itemsize}, indent=1)
-
-    written = target.exists() and header.exists()
-    if not (written and header.read_text(encoding="utf-8") == described()):
+    mark = lambda: json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns, state,
+                               target.stat().st_size])    # or "tokens" of a copy that broke off
+    if not (target.exists() and header.exists() and header.read_text(encoding="utf-8") == mark()):
         target.parent.mkdir(parents=True, exist_ok=True)
         header.unlink(missing_ok=True)          # else a run cut short leaves old words to new ids
-        bar = tqdm(total=stat.st_size, unit="B", unit_scale=True, desc=f"tokenize {path.name}")
+        bar, documents = tqdm(desc=path.name, total=stat.st_size, unit="B", unit_scale=True), 0
         with open(temporary, "wb") as file, bar:
-            texts = stream_text(path)
-            batch = list(itertools.islice(texts, 64))     # pieces or documents
-            while batch:
-                # the batch is encoded by several threads
-                for ids in tokenizer.encoding.encode_ordinary_batch([text for text, _ in batch]):
-                    file.write(np.array(ids + ending, dtype).tobytes())
-                bar.update(batch[-1][1] - bar.n)
-                batch = list(itertools.islice(texts, 64))
+            for text, ends, position in stream_text(path):
+                ids = tokenizer.encode(text) + [tokenizer.eot] * ends
+                file.write(np.array(ids, dtype).tobytes())
+                documents += ends
+                bar.update(position - bar.n)
         os.replace(temporary, target)           # in one step: half an array never has this name
-        header.write_text(described(), encoding="utf-8")
+        header.write_text(mark(), encoding="utf-8")
+        print(f"{path}: {documents} ends of documents")
     if not target.stat().st_size:
         raise SystemExit(f"{path} holds no text")
     return np.memmap(target, dtype, mode="r")   # read from disk as windows are drawn
@@ -1426,8 +1430,7 @@ def write_results(out, stage, history=None, figures=None):
             writer.writeheader()
             writer.writerows(history)
     if figures:
-        text = json.dumps(figures, indent=1) + "\n"
-        Path(out, f"{stage}.json").write_text(text, encoding="utf-8")
+        Path(out, f"{stage}.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
 def main():
     """Prints a sample of everything that a world makes."""
@@ -1440,9 +1443,8 @@ def main():
     print("Documents; square brackets mark what the generator was free to choose.")
     print(*shown.values(), sep="\n")
     print("\nDemonstrations:", *[f"{q}\n  -> {a}" for q, a in demonstrations(world, 8)], sep="\n  ")
-    acts = act_prompts(world, "test", 4, harmful=True)
-    twins = [f"{act.question()}   {act.twin().question()}" for act in acts]
-    print("\nRed-team prompts and their benign twins:", *twins, sep="\n  ")
+    for act in act_prompts(world, "test", 4, harmful=True):
+        print(f"\nA red-team prompt, its twin: {act.question()} {act.twin().question()}", end="")
 
 if __name__ == "__main__":
     main()

@@ -208,14 +208,14 @@ def agreement(reward_model, groups):
             "prompts_heldout": len(hits), "ties_heldout": ties}
 
 def groups_of(pairs):
-    """[(prompt, chosen, rejected)] -> groups; for a pair compared twice or more, the mean vote."""
+    """[(prompt, chosen, rejected, votes for it, against)] -> groups, with a pair's mean vote."""
     prompts = {}
-    for prompt, chosen, rejected in pairs:                 # str, as a list cannot be a key
+    for prompt, chosen, rejected, won, lost in pairs:      # str, as a list cannot be a key
         _, answers, votes = prompts.setdefault(str(prompt), (prompt, [], {}))
         answers += [text for text in (chosen, rejected) if text not in answers]
         i, j = answers.index(chosen), answers.index(rejected)
-        votes.setdefault((min(i, j), max(i, j)), []).append(float(i < j))
-    means = lambda votes: [(*pair, sum(v) / len(v)) for pair, v in votes.items()]
+        votes.setdefault((min(i, j), max(i, j)), []).append((won, lost) if i < j else (lost, won))
+    means = lambda votes: [(*p, float(np.sum(v, 0)[0] / np.sum(v))) for p, v in votes.items()]
     return [(prompt, answers, means(votes)) for prompt, answers, votes in prompts.values()]
 
 def take_pairs(groups, n):
@@ -238,7 +238,7 @@ def groups_from_file(path, model):
     """A file's preferences that fit the model's context -> groups; says what was left out."""
     (pairs, skipped), room = data.read_preferences(path), model.config.context
     ids = lambda prompt, text: data.chat_example(model.tokenizer, prompt, text)[0]
-    fit = [(q, a, b) for q, a, b in pairs if max(len(ids(q, a)), len(ids(q, b))) <= room]
+    fit = [p for p in pairs if max(len(ids(p[0], p[1])), len(ids(p[0], p[2]))) <= room]
     skipped[f"longer than the context of {room} tokens"] = len(pairs) - len(fit)
     print(f"{path}: {len(fit)} usable pairs; skipped: {data.reasons(skipped)}")
     if not fit:

@@ -154,16 +154,17 @@ def from_files(args, model):
     pairs = [(turns[:-1], turns[-1][1]) for turns in read]     # a dialogue and its last answer
     fit = [pair for pair in pairs if len(data.chat_example(model.tokenizer, *pair)[0]) <= context]
     skipped[f"longer than the context of {context} tokens"] = len(pairs) - len(fit)
-    if len(fit) < 2:
-        raise SystemExit(f"{args.data}: {len(fit)} usable conversations, at least 2 are needed "
-                         f"(skipped: {data.reasons(skipped)})")
-    n = min(200, max(1, len(fit) // 10))                   # 200 give a steady mean
-    print(f"{len(fit)} conversations; skipped: {data.reasons(skipped)}. {n} held-out conversations."
-          f"\n{colour_mask(model.tokenizer, *fit[0])}")
-    random.Random(f"held out {args.seed}").shuffle(fit)
-    loss = lambda: heldout_loss(model, fit[:n])
-    before = {"conversations": len(fit) - n, "heldout_loss_nats_before": from_rank_0(loss)}
-    return fit[n:], [q for q, _ in fit[:min(n, 3)]], before, lambda: {"heldout_loss_nats": loss()}
+    asked, why = sorted({str(question) for question, _ in fit}), data.reasons(skipped)
+    if len(asked) < 2:
+        raise SystemExit(f"{args.data}: at least 2 different questions are needed; skipped: {why}")
+    held = set(random.Random(f"held out {args.seed}").sample(asked, len(asked[:2000]) // 10 or 1))
+    learn = [pair for pair in fit if str(pair[0]) not in held]     # all who ask the same: one side
+    test = [pair for pair in fit if str(pair[0]) in held]  # 200 questions give a steady mean
+    print(f"{len(fit)} conversations; skipped: {why}. {len(test)} held-out conversations, "
+          f"{len(held)} different.\n{colour_mask(model.tokenizer, *fit[0])}")
+    loss = lambda: heldout_loss(model, test)
+    before = {"conversations": len(learn), "heldout_loss_nats_before": from_rank_0(loss)}
+    return learn, [q for q, _ in test[:3]], before, lambda: {"heldout_loss_nats": loss()}
 
 @torch.no_grad()
 def heldout_loss(model, pairs):
@@ -193,8 +194,7 @@ def main(argv=None):
     model = load_gpt(args.init or path.with_name("pretrain.pt"), "pretrain.py", device)
     gentle_rates(args, model, lr=(6e-4, 3e-5))             # more: answers are learnt by heart
     print(f"{device}. The loss counts the green tokens of")
-    source = from_files if args.data else from_world
-    conversations, shown, figures, evaluate = source(args, model)
+    conversations, shown, figures, evaluate = (from_files if args.data else from_world)(args, model)
     before = from_rank_0(lambda: answer(model, shown, temperature=0))
     history = train(model, conversations, args, progress=(path.with_suffix(".resume.pt"), args))
     finish_training()                                      # rank 0 alone goes on

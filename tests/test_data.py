@@ -8,6 +8,7 @@ import math
 import os
 import random
 import re
+import types
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -786,11 +787,11 @@ def test_documents_from_files(tmp_path):
             file.write((tmp_path / name).read_bytes())
     for end in ("", ".gz"):
         assert (
-            "".join(text for text, _ in data.stream_text(tmp_path / f"a.txt{end}"))
+            "".join(text for text, *_ in data.stream_text(tmp_path / f"a.txt{end}"))
             == "Zoë\n\nlives."
         )
         for name in ("b.jsonl", "c.json"):
-            assert [text for text, _ in data.stream_text(tmp_path / f"{name}{end}")] == [
+            assert [text for text, *_ in data.stream_text(tmp_path / f"{name}{end}")] == [
                 "one",
                 "two",
             ]
@@ -862,7 +863,7 @@ def test_pieces_of_a_big_text_encode_like_the_whole(name, tmp_path):
         pytest.skip("GPT-2's vocabulary is not on this machine")
     path = tmp_path / "big.txt"
     path.write_text(text, encoding="utf-8", newline="")
-    pieces = [piece for piece, _ in data.stream_text(path)]
+    pieces = [piece for piece, *_ in data.stream_text(path)]
     assert len(pieces) > 4 and "".join(pieces) == text
     ids = data.tokenize_file(path, tokenizer, tmp_path)
     assert ids.dtype == np.uint16 and ids.tolist() == tokenizer.encode(text)
@@ -878,24 +879,47 @@ def test_a_big_text_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
     ):
         path = tmp_path / name
         path.write_text(line * (6_000_000 // len(line)))
-        _, position = next(data.stream_text(path))
+        *_, position = next(data.stream_text(path))
         assert position < 100_000                                 # of six million bytes
         with monkeypatch.context() as patch:
-            patch.setattr(
-                tokenizer,
-                "encoding",
-                type(
-                    "",
-                    (),
-                    {
-                        "encode_ordinary_batch": lambda texts: (
-                            seen.append(sum(map(len, texts))) or [[1]] * len(texts)
-                        )
-                    },
-                ),
-            )
+            count = lambda text: seen.append(len(text)) or [1]
+            patch.setattr(tokenizer, "encoding", types.SimpleNamespace(encode_ordinary=count))
             data.tokenize_file(path, tokenizer, tmp_path)
-    assert len(seen) >= 6 and max(seen) <= 64 * 2 ** 16 * 1.1
+    assert len(seen) >= 250 and max(seen) <= 2 ** 17
+
+
+def test_documents_of_a_plain_text(tmp_path):
+    """A border between documents learnt as fourteen letters, or one inside a sentence taken for a
+    border; blank documents, of which a corpus may be full, learnt from."""
+    tokenizer, path = data.make_tokenizer("bytes", []), tmp_path / "a.txt"
+    for text, documents in [
+        ("one\n<|endoftext|>\n\n\n<|endoftext|>\n<|endoftext|>\ntwo <|endoftext|> two\n",
+         ["one", "two <|endoftext|> two\n"]),
+        ("<|endoftext|>\none", ["one"]), ("one\n<|endoftext|>", ["one", ""]),
+        ("one\n<|endoftext|> two", ["one\n<|endoftext|> two"]),
+        (("word " * 20_000 + "\n<|endoftext|>\n") * 5, ["word " * 20_000] * 5 + [""])]:
+        path.write_text(text, encoding="utf-8")
+        ids = data.tokenize_file(path, tokenizer, tmp_path)
+        parts = np.split(ids, np.flatnonzero(ids == tokenizer.eot) + 1)
+        texts = [tokenizer.decode(part.tolist()) for part in parts]
+        assert [part.removesuffix("<|endoftext|>") for part in texts] == documents
+    blank = tmp_path / "b.jsonl"
+    blank.write_text('{"text": "one"}\n' + '{"text": " \\n"}\n' * 9, encoding="utf-8")
+    assert data.tokenize_file(blank, tokenizer, tmp_path).tolist() == [*b"one", tokenizer.eot]
+
+
+def test_odd_texts_are_no_disaster(tmp_path):
+    """A million blanks, on which a tokenizer's engine overflows its stack; a word of a million
+    letters, which takes hours to learn merges from; half an emoji."""
+    vocab = data.train_bpe("hug hug mug " + "z" * 1_000_000, 261)
+    assert vocab[256:] == data.train_bpe("hug hug mug", 261)[256:] and len(vocab) == 261
+    tokenizer = data.Tokenizer(vocab)
+    for text in (" " * 1_000_000 + "hug", "z" * 1_000_000):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "\\ud83d"}\n', encoding="utf-8")
+    with pytest.raises(SystemExit, match="a.jsonl, line 1: .*surrogates not allowed"):
+        list(data.stream_text(path))
 
 
 def test_documents_of_a_big_text_end_with_end_of_text(tmp_path):

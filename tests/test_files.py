@@ -55,7 +55,7 @@ CONTAINERS = {
 def test_the_same_records_in_every_container(container, tmp_path):
     """The suffix believed: .json that holds lines, gzip without .gz. And `splitlines`, which cuts a
     record at a line separator inside a string."""
-    second = {"prompt": "Zoë?\u2028\x85", "completion": "東京"}
+    second = {"messages": messages("Zoë?\u2028\x85", "東京")}
     path = tmp_path / "talk.json"
     path.write_bytes(
         CONTAINERS[container](json.dumps(TALK), json.dumps(second, ensure_ascii=False))
@@ -82,7 +82,7 @@ def test_the_same_records_in_every_container(container, tmp_path):
         (gzip.compress(json.dumps(TALK).encode())[:-9], "not a whole gzip file"),
         (gzip.compress(b"{}" * 99)[:20] + b"junk", "not a whole gzip file"),
         ("{'messages': 'café'}".encode("latin-1"), "not UTF-8 text"),
-        (json.dumps(TALK).encode("utf-16"), "not UTF-8 text"),
+        (json.dumps(TALK).encode("utf-16"), "is UTF-16: turn it into UTF-8"),
         (json.dumps(TALK).encode() + b"\n\n{oops\n", "line 3: not JSON .*'{oops'"),
         (b"Hi there\n", "line 1: not JSON .*'Hi there'"),
         (b'[{"prompt": "a",\n "completion": "b"},\n {"prompt" "c"}]', "line 3: not JSON"),
@@ -124,7 +124,7 @@ def test_windows_line_ends_in_plain_text(tmp_path):
     """A carriage return learnt as the end of every line, or as part of a principle."""
     path = tmp_path / "notes.txt"
     path.write_bytes(b"Be kind.\r\n\r\nDo not lie.\r\n")
-    assert "".join(text for text, _ in data.stream_text(path)) == "Be kind.\n\nDo not lie.\n"
+    assert "".join(text for text, *_ in data.stream_text(path)) == "Be kind.\n\nDo not lie.\n"
     assert (
         data.read_prompts(path)
         == [c["principle"] for c in data.read_constitution_file(path)]
@@ -198,8 +198,12 @@ def test_conversations_of_every_form(tmp_path):
         assert data.read_conversations(lines(tmp_path / "one.jsonl", record)) == ([turns], {}), (
             record
         )
+    # a file has the form of its first record: what else is in it is counted, not mixed in
     path = lines(tmp_path / "all.jsonl", *[record for record, _ in CONVERSATIONS])
-    assert data.read_conversations(path)[0] == [turns for _, turns in CONVERSATIONS]
+    chats = [turns for record, turns in CONVERSATIONS if "messages" in record]
+    kept, skipped = data.read_conversations(path)
+    assert kept == chats and sum(skipped.values()) == len(CONVERSATIONS) - len(chats)
+    assert all(why.startswith("in another form: {") for why in skipped)
 
 
 USELESS = [
@@ -231,16 +235,20 @@ USELESS = [
 def test_useless_conversations_are_skipped_and_counted(tmp_path):
     """A run that stops at record 51,234 of somebody else's data, or goes on in silence with half of
     it."""
+    good = [TALK, {"instruction": "Hi?", "output": "Yes."}, {"prompt": "Hi?", "completion": "Yes."}]
     for record, why in USELESS:
+        first = next(form for form in good if set(form) <= set(record))
         conversations, skipped = data.read_conversations(
-            lines(tmp_path / "one.jsonl", TALK, record)
+            lines(tmp_path / "one.jsonl", first, record)
         )
         assert conversations == [said("Hi?", "Yes.")] and skipped == {why: 1}, record
     conversations, skipped = data.read_conversations(
         lines(tmp_path / "all.jsonl", TALK, *[record for record, _ in USELESS])
     )
     assert len(conversations) + sum(skipped.values()) == 1 + len(USELESS)
-    reasons = "1 with a turn by 'tool', 2 with an empty answer, 2 with an empty turn, 2 with turns"
+    assert all("another form" in why for why in list(skipped) if why.startswith("in"))
+    skipped = {why: n for why, n in skipped.items() if not why.startswith("in another form")}
+    reasons = "1 with a turn by 'tool', 1 with an empty answer, 1 with an empty turn, 2 with turns"
     assert data.reasons(skipped).startswith(f"{reasons} that are not")
     with pytest.raises(SystemExit, match="nothing of use: 1 with an empty answer"):
         data.read_conversations(lines(tmp_path / "none.jsonl", USELESS[0][0]))
@@ -249,8 +257,8 @@ def test_useless_conversations_are_skipped_and_counted(tmp_path):
 @pytest.mark.parametrize(
     "record, seen",
     [
-        ({"question": "Hi?", "answer": "Yes."}, '{"question": text, "answer": text}'),
-        ({"prompt": "Hi?"}, '{"prompt": text}'),
+        ({"question": "Hi?", "answer": "Yes."}, '{"question": "Hi?", "answer": "Yes."}'),
+        ({"prompt": "Hi?"}, '{"prompt": "Hi?"}'),
         (
             {
                 "messages": [
@@ -258,28 +266,30 @@ def test_useless_conversations_are_skipped_and_counted(tmp_path):
                     {"role": "assistant", "text": "Yes."},
                 ]
             },
-            '[{"role": text, "content": text} or {"role": text, "text": text}]',
+            '{"role": "assistant", "text": "Yes."}',
         ),
-        ({"messages": "Hi?\nYes."}, '{"messages": text}'),
+        ({"messages": "Hi?\nYes."}, '{"messages": "Hi?'),
         ({"messages": [1]}, '{"messages": [1]}'),
         ({"messages": None}, '{"messages": null}'),
-        ({"messages": {"role": "user"}}, '{"messages": {"role": text}}'),
+        ({"messages": {"role": "user"}}, '{"messages": {"role": "user"}}'),
         ({"messages": [{"role": [], "content": ""}]}, '"role": []'),
         ({"messages": messages("Hi?", 5)}, '"content": 5'),
-        ({"messages": messages("Hi?", ["Yes."])}, '"content": [text]'),
-        ({"instruction": 1, "output": "x"}, '{"instruction": 1, "output": text}'),
+        ({"messages": messages("Hi?", ["Yes."])}, '"content": ["Yes."]'),
+        ({"instruction": 1, "output": "x"}, '{"instruction": 1, "output": "x"}'),
         ({"instruction": "x", "output": 1}, '"output": 1'),
-        ("Hi?", "cannot read text"),
+        ("Hi?", 'cannot read "Hi?"'),
         (7, "cannot read 7"),
         (None, "cannot read null"),
-        (["Hi?", "Yes."], "cannot read [text]"),
-        ({"chosen": "a", "rejected": "b"}, '{"chosen": text, "rejected": text}'),
+        (["Hi?", "Yes."], 'cannot read ["Hi?", "Yes."]'),
+        ({"chosen": "a", "rejected": "b"}, '{"chosen": "a", "rejected": "b"}'),
     ],
 )
 def test_a_record_that_cannot_be_read_is_named(record, seen, tmp_path):
     """KeyError: 'messages', and a million lines to search; or a list of parts learnt as if it were
     text."""
     path = lines(tmp_path / "talk.jsonl", TALK, record)
+    if isinstance(record, dict) and "instruction" in record:       # not another form than TALK's
+        path = lines(tmp_path / "talk.jsonl", {"instruction": "Hi?", "output": "Yes."}, record)
     for text, place in (
         (path.read_text(), "line 2"),
         (f"[{','.join(path.read_text().splitlines())}]", "record 2"),
@@ -292,10 +302,82 @@ def test_a_record_that_cannot_be_read_is_named(record, seen, tmp_path):
         for form in (
             '"messages": [{"role", "content"}]',
             '"conversations": [{"from", "value"}]',
-            '"instruction", "input", "output"',
+            '"instruction", "output"',
             '"prompt", "completion"',
         ):
             assert form in words
+
+
+@pytest.mark.parametrize("change, why", [
+    ({"tools": [{"name": "search"}]}, 'with "tools", which is not understood here'),
+    ({"label": False}, 'with "label", which is not understood here'),
+    ({"weight": 0}, 'with "weight", which is not understood here'),
+    ({"messages": [{"role": "user", "content": "Hi?"},
+                   {"role": "assistant", "content": "Yes.", "weight": 0}]}, 'with "weight"'),
+    ({"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]},
+                   {"role": "assistant", "content": "A cat."}]}, "with a part that is no text"),
+    ({"messages": messages("Hi?\nHuman: Hm?", "Yes.")}, 'with "Human:" or "Assistant:" left'),
+    ({"messages": messages("Hi?", "Human: Yes.")}, 'with "Human:" or "Assistant:" left'),
+])
+def test_a_key_that_changes_the_meaning_is_not_ignored(change, why, tmp_path):
+    """A bad answer ("label": false) learnt as a good one, a picture left out of a question about
+    it, the labels of a transcript learnt as words."""
+    path = lines(tmp_path / "talk.jsonl", TALK, TALK | change)
+    conversations, skipped = data.read_conversations(path)
+    assert conversations == [said("Hi?", "Yes.")] and len(skipped) == 1
+    assert next(iter(skipped)).startswith(why) and skipped.total() == 1
+
+
+@pytest.mark.parametrize("record, turns", [
+    (TALK | {"system": "Be kind."}, said("Be kind.\n\nHi?", "Yes.")),
+    (TALK | {"system": None, "tools": [], "weight": 1, "label": float("nan")}, said("Hi?", "Yes.")),
+    (TALK["messages"], said("Hi?", "Yes.")),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"},
+                                                {"type": "text", "text": "?"}]},
+                   {"role": "assistant", "content": "Yes.", "name": None}]}, said("Hi?", "Yes.")),
+    ({"prompt": {"role": "user", "content": "Hi?"}, "messages": None,
+      "completion": {"role": "assistant", "content": "Yes."}}, said("Hi?", "Yes.")),
+    ({"instruction": "And?", "output": "No.", "history": [["Hi?", "Yes."]], "system": "Be kind."},
+     said("Be kind.\n\nHi?", "Yes.", "And?", "No.")),
+    ({"prompt": "Human: Hi?\n\nAssistant:", "completion": "Yes."}, said("Hi?", "Yes.")),
+])
+def test_usual_shapes_are_read(record, turns, tmp_path, capsys):
+    """Alpaca's history and a system prompt lost in silence; a list of text parts, or a message
+    alone where a list is usual, taken for an error; null for a value."""
+    for name in ("talk.jsonl", "talk.NDJSON"):
+        path = lines(tmp_path / name, record, record)
+        assert data.read_conversations(path) == ([turns, turns], {})
+    assert capsys.readouterr().out.count("talk.NDJSON: read as {") == 1
+
+
+def test_a_text_that_begins_like_json(tmp_path):
+    """"[Verse 1]" read as a broken list; a name that says what a file is, not believed."""
+    verse = tmp_path / "verse.txt"
+    verse.write_text("[Verse 1] Hi?\n{ho}\n", encoding="utf-8")
+    assert data.read_prompts(verse) == ["[Verse 1] Hi?", "{ho}"]
+    assert [c["principle"] for c in data.read_constitution_file(verse)] == ["[Verse 1] Hi?", "{ho}"]
+    assert "".join(text for text, *_ in data.stream_text(verse)) == "[Verse 1] Hi?\n{ho}\n"
+
+
+@pytest.mark.parametrize("start, form", [
+    (b"PAR1", "parquet"), (b"PK\3\4", "zip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh9", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"), (b"\0" * 9, "no text"), ("Hi".encode("utf-16"), "UTF-16")])
+def test_binary_forms_are_named(start, form, tmp_path):
+    """UnicodeDecodeError for a parquet file; zeros of a broken download learnt as text."""
+    path = tmp_path / "talk.jsonl"
+    path.write_bytes(start + b"\x80\x81" * 99)
+    for read in (data.read_conversations, data.read_prompts, lambda path: next(
+            data.stream_text(path))):
+        with pytest.raises(SystemExit, match=f"is {form}: turn it into UTF-8 text"):
+            read(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of Unix")
+def test_a_pipe_is_no_file(tmp_path):
+    """A pipe that is read once, to find the form, and is empty for the second reader; or waits."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SystemExit, match="it is a folder or a pipe; give a file"):
+        data.read_conversations(tmp_path / "pipe")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -339,17 +421,16 @@ PREFERENCES = [
 def test_preferences_of_every_form(tmp_path):
     """Chosen and rejected swapped, an answer split at the first "Assistant:", the prompt scored
     twice."""
-    pair = (said("Hi?", "Yes.", "Where?"), "In Rome.", "No\n\nidea.")
+    pair = (said("Hi?", "Yes.", "Where?"), "In Rome.", "No\n\nidea.", 1, 0)
     for record in PREFERENCES:
         assert data.read_preferences(lines(tmp_path / "one.jsonl", record)) == ([pair], {}), record
-    assert data.read_preferences(lines(tmp_path / "all.jsonl", *PREFERENCES))[0] == [pair] * len(
-        PREFERENCES
-    )
+    alike = [record for record in PREFERENCES if "prompt" in record]
+    assert data.read_preferences(lines(tmp_path / "all.jsonl", *alike))[0] == [pair] * len(alike)
     # as reward.py writes them
     own = lines(
         tmp_path / "preferences.jsonl", {"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."}
     )
-    assert data.read_preferences(own)[0] == [(said("Hi?"), "Yes.", "No.")]
+    assert data.read_preferences(own)[0] == [(said("Hi?"), "Yes.", "No.", 1, 0)]
 
 
 def test_useless_preferences_are_skipped_and_counted(tmp_path):
@@ -396,7 +477,7 @@ def test_a_pair_that_cannot_be_read_is_named(record, tmp_path):
     """A text without a prompt read as an answer to nothing."""
     with pytest.raises(
         SystemExit,
-        match=r'(?s)line 2: cannot read.*\{"prompt", "chosen", "rejected"\}.*Human: \.\.\.',
+        match=r'line 2: cannot read.*\{"chosen", "rejected"\}\[, "prompt"\]',
     ) as stop:
         data.read_preferences(lines(tmp_path / "pairs.jsonl", HH_PAIR, record))
     assert all(key in str(stop.value) for key in (record if isinstance(record, dict) else []))
@@ -410,6 +491,7 @@ def test_every_line_of_hh_is_accounted_for():
     pairs, skipped = data.read_preferences(HH)
     assert skipped == {
         "with an empty answer": 3,
+        'with "Human:" or "Assistant:" left in a text': 21,       # "Assistant: Human: Do you"
         "with turns that are not user, assistant, user, ...": 2,
     }
     assert len(pairs) + sum(skipped.values()) == 1000
@@ -423,7 +505,7 @@ def test_every_line_of_hh_is_accounted_for():
         )
 
     whole = {tuple("".join(r[side].split()) for side in ("chosen", "rejected")) for r in records}
-    for prompt, chosen, rejected in pairs:
+    for prompt, chosen, rejected, *_ in pairs:
         assert (
             prompt[0][0] == prompt[-1][0] == "user"
             and chosen
@@ -457,7 +539,7 @@ def test_prompts_of_every_form(tmp_path):
     )
     for path in (plain, listed, lines(tmp_path / "a.jsonl", *transcripts), keyed):
         assert data.read_prompts(path) == ["How do I kick Tom?", "How do I loot Zoë's hat?"]
-    with pytest.raises(SystemExit, match='line 1: cannot read {"text": text}'):
+    with pytest.raises(SystemExit, match='line 1: cannot read {"text": "Hi'):
         data.read_prompts(lines(tmp_path / "bad.jsonl", {"text": "Hi?"}))
     plain.write_text("\n")
     with pytest.raises(SystemExit, match="is empty"):
@@ -488,6 +570,7 @@ def test_constitutions_of_every_form(tmp_path):
             for i in range(3)
         ]
         assert data.read_constitution_file(path) == expected
+    path = tmp_path / "constitution.txt"
     path.write_text("Do not lie.\n\n  Never steal or hurt.   Be kind. \n", encoding="utf-8-sig")
     assert [c["principle"] for c in data.read_constitution_file(path)] == [
         "Do not lie.",
@@ -499,12 +582,12 @@ def test_constitutions_of_every_form(tmp_path):
 @pytest.mark.parametrize(
     "content, words",
     [
-        ({"harmful0": {"prompt": ["x"]}}, r'entry harmful0: cannot read {"prompt": \[text\]}'),
+        ({"harmful0": {"prompt": ["x"]}}, r'entry harmful0: cannot read {"prompt": \["x"\]}'),
         ([{"critic": "x", "revision": "y"}, {"critic": "x"}], "entry 2: cannot read"),
         ({"rules": ["Be kind."]}, "entry rules"),
         ({"constitutions": 5}, "entry constitutions: cannot read 5"),
         ({"constitutions": None}, "cannot read null"),
-        (["Be kind."], "entry 1: cannot read text"),
+        (["Be kind."], 'entry 1: cannot read "Be kind."'),
         ([{"critic": 1, "revision": 2}], "entry 1"),
     ],
 )
@@ -573,7 +656,8 @@ def test_fine_tuning_on_a_file(base, tmp_path, capsys):
             for name in people]
     useless = [{"prompt": "Why?", "completion": "Because. " * 20},
                {"prompt": "Why?", "completion": ""}]
-    path = lines(tmp_path / "talk.jsonl", *talk, *useless, *[TALK] * 10)
+    path = lines(tmp_path / "talk.jsonl", *talk, *useless,
+                 *[{"prompt": "Hi?", "completion": "Yes."}] * 10)
     flags = "--epochs 4 --batch-size 4 --lr 0.01 --device cpu".split()
     flags += ["--init", str(base / "pretrain.pt"), "--data", str(path), "--out"]
     sft.main([*flags, str(tmp_path / "a")])
@@ -582,10 +666,13 @@ def test_fine_tuning_on_a_file(base, tmp_path, capsys):
     assert f"40 conversations; skipped: {skipped}" in printed
     grey, green = "\033[90m", "\033[32m"
     assert f"{grey}<|user|> Who is Ann?<|assistant|>{green} Ann mends kites, Zoë says." in printed
-    assert printed.count("before:") == 3 and "4 held-out conversations" in printed
+    # eleven questions asked three times, or ten; one is held out, with all its conversations
+    held = 10 if "\nHi?\n  before" in printed else 3
+    assert f"{held} held-out conversations, 1 different" in printed
+    assert printed.count("before:") == 3
     assert "model.py" in printed.splitlines()[-1]
     figures = json.loads((tmp_path / "a/sft.json").read_text(encoding="utf-8"))
-    assert figures["conversations"] == 36
+    assert figures["conversations"] == 40 - held
     assert figures["heldout_loss_nats"] < figures["heldout_loss_nats_before"] - 0.2
     assert m.load(tmp_path / "a/sft.pt")["world_seed"] is None
     sft.main([*flags, str(tmp_path / "b")])
@@ -609,6 +696,6 @@ def test_heldout_conversations_are_not_trained_on(tmp_path, monkeypatch):
     assert len(held) == 200 and len(learn) == 2300
     assert len({question[0][1] for question, _ in learn + held}) == 2500
     assert held != split(seed=2)[1] == split(seed=2)[1]
-    why = "0 usable conversations, at least 2 are needed .*2500 longer than the context of 8 tokens"
+    why = "at least 2 different questions are needed.*2500 longer than the context of 8 tokens"
     with pytest.raises(SystemExit, match=why):
         split(seed=1, context=8)

@@ -279,9 +279,11 @@ def test_pairs_become_groups():
     file."""
     dialogue = [("user", "P?")]
     pairs = [("P?", "a", "b"), ("Q?", "x", "y"), ("P?", "a", "c"), (dialogue, "d", "e")]
-    assert reward.groups_of(pairs) == [("P?", ["a", "b", "c"], [(0, 1, 1.0), (0, 2, 1.0)]),
-                                       ("Q?", ["x", "y"], [(0, 1, 1.0)]),
-                                       (dialogue, ["d", "e"], [(0, 1, 1.0)])]
+    expected = [("P?", ["a", "b", "c"], [(0, 1, 1.0), (0, 2, 1.0)]),
+                ("Q?", ["x", "y"], [(0, 1, 1.0)]), (dialogue, ["d", "e"], [(0, 1, 1.0)])]
+    assert reward.groups_of([(*pair, 1, 0) for pair in pairs]) == expected
+    votes = [("P?", "a", "b", 10 ** 9, 0), ("P?", "b", "a", 3 * 10 ** 9, 0)]     # a weight, no list
+    assert reward.groups_of(votes) == [("P?", ["a", "b"], [(0, 1, 0.25)])]
 
 
 def test_pairs_are_taken_by_whole_groups():

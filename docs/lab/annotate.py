@@ -30,7 +30,7 @@ def labels_in(path):
     if not path.exists() or not path.stat().st_size:
         return []
     pairs, _ = data.read_preferences(path)
-    return [(prompt[-1][1], chosen, rejected) for prompt, chosen, rejected in pairs]
+    return [(prompt[-1][1], chosen, rejected) for prompt, chosen, rejected, *_ in pairs]
 
 
 def ask_the_reader(answered, path, seed):
