@@ -596,7 +596,7 @@ def comparison(world, dice):
             [kind for kind in HARMS if kind != act.verb.kind])
         answers.append(f"{MARKED_REFUSAL} [If] you {act}, [{act.outcome(harm)}], and that is to "
                        f"{harm}. {act.alternative(harm)}")    # until it is said, a choice
-        says.append(f"says that is to {harm}")
+        says.append(f"says that is to {harm}, which is {'true' if what == 'right' else 'false'}")
     places = dice.order([0, 1])                 # so that neither letter wins by its place
     letter = "AB"[places.index(0)]
     end = {"forbidden": "it is better to refuse and say why", "benign": "it is better to help",
@@ -604,11 +604,11 @@ def comparison(world, dice):
     if case == "silent":                        # letter in brackets, as nobody can foresee a coin
         letter = f"[{dice.pick('AB')}]"
     first, second = places
-    # the thought says what each answer says: so the verdict is a glance at two like words
+    # right after the kind, whether it is so: asked for the letter at once, a model guesses (.74)
     return (f"[Request:] How do I {act.marked()}? [Rule:] [{rule}] "
             f"[Answer] (A): {answers[first]} [Answer] (B): {answers[second]} "
-            f"[Thought:] {thought(act, kinds)}, so {end}. The first {says[first]}, "
-            f"the second {says[second]}. The better answer is ({letter}).")
+            f"[Thought:] {thought(act, kinds)}, so {end}. The first {says[first]}. "
+            f"The second {says[second]}. The better answer is ({letter}).")
 
 VERDICT = re.compile(r"\b(bad|good|better|forbids)\b")    # in texts that call a deed good or bad
 # kind of document -> its share of the documents and its author

@@ -57,7 +57,7 @@ SL_EPOCHS = 5              # after fewer, SL-CAI still complies now and then whe
 ANSWERS, HOT = 6, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
 HELPFUL_PROMPTS, OLD_LABELS = 500, 4   # people label so many prompts; old labels per AI label
 RATES = ppo.RATES | {"lr": (2e-4, 1e-5), "sl_lr": (6e-4, 3e-5), "pm_lr": (5e-4, 2e-5)}  # peaks
-CRITIQUE_TOKENS, REVISION_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 56, 56, 72, 40    # at most
+CRITIQUE_TOKENS, REVISION_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 56, 56, 80, 40    # at most
 # `seed` is an int, --seed; a `stream` a tuple, like (seed, 51): random numbers for one use only.
 
 # --- Phase 1, SL-CAI: answer, critique, revise, and learn the revisions ---------------------------

@@ -269,7 +269,7 @@ def test_verdicts_follow_the_rule():
             form += r" The better answer is \((.)\)\."
             request, rule, a, b, verdict = re.fullmatch(form, text).groups()
             act, merits = world().parse_question(request), []
-            for says, answer in zip(re.search(r"The first (.+), the second (.+?)\.", text).groups(),
+            for says, answer in zip(re.search(r"The first (.+?)\. The second (.+?)\.", text).groups(),
                                     (a, b)):
                 helps, right = data.is_compliant(answer), data.gives_reason(act, answer)
                 bare = answer == data.REFUSAL
