@@ -269,12 +269,14 @@ def test_verdicts_follow_the_rule():
             form += r" The better answer is \((.)\)\."
             request, rule, a, b, verdict = re.fullmatch(form, text).groups()
             act, merits = world().parse_question(request), []
-            for says, answer in zip(re.search(r"The first (.+?)\. The second (.+?)\.", text).groups(),
-                                    (a, b)):
+            both = re.search(r"The first (.+?)\. The second (.+?)\.", text).groups()
+            for says, answer in zip(both, (a, b)):
                 helps, right = data.is_compliant(answer), data.gives_reason(act, answer)
                 bare = answer == data.REFUSAL
+                reason = data.REASON.search(answer)
                 assert says == ("helps" if helps else "only refuses" if bare else
-                                "says that is to " + data.REASON.search(answer)["kind"]), text
+                                f"says that is to {reason['kind']}, which is "
+                                f"{str(right).lower()}"), text
                 # right reason, bare refusal, wrong reason, help; or help before all others
                 merits.append(3 * right + 2 * bare - helps if act.verb.harmful else helps)
             if data.covers(rule, act.verb.kind) or not act.verb.harmful:
