@@ -26,7 +26,6 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 import data
 
@@ -430,14 +429,13 @@ def start_training(name=None):
         torch.cuda.set_device(device.index or 0)
     return device
 
-def parallel(model):
-    """The model, wrapped for training: DistributedDataParallel gives all processes the same start
-    and, after each backward, the mean of their gradients."""
-    if processes() == 1:
-        return model
-    network = DistributedDataParallel(model)               # frontier runs shard the weights as well
-    network.tokenizer = model.tokenizer                    # it is asked like the model it wraps
-    return network
+def average_gradients(model):
+    """After a backward: the mean of all processes' gradients, in all of them. With the same start
+    and the same seed, their weights stay the same (frontier runs shard these, too)."""
+    for p in model.parameters():
+        if processes() > 1 and p.grad is not None:
+            dist.all_reduce(p.grad)
+            p.grad /= processes()
 
 def my_share(batch, size):
     """A batch (a list, the same for all) -> this process's items, and the weight of their mean

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import (GPT, GPTConfig, answer, autocast, common_flags, finish_training, from_rank_0,
-                   gentle_rates, load_gpt, mean_over_processes, parallel, positive,
-                   processes, rank, resume, save_model, save_progress, start_training)
+from model import (GPT, GPTConfig, answer, autocast, average_gradients, common_flags,
+                   finish_training, from_rank_0, gentle_rates, load_gpt, mean_over_processes,
+                   positive, processes, rank, resume, save_model, save_progress, start_training)
 
 IGNORE = -1                                    # as a target: nothing to predict here (padding)
 RATES = {"lr": (3e-3, 3e-5), "muon_lr": (0.005, 0)}    # peaks; for published weights: nanoGPT's
@@ -54,7 +54,7 @@ def train(model, batch_at, args, evaluate, progress=None):
     optimizers = make_optimizers(model, args.lr, args.muon_lr, args.muon_momentum)
     parts = {"model": model} | {f"optimizer{i}": part for i, part in enumerate(optimizers)}
     start, history = resume(progress, **parts)
-    network = parallel(torch.compile(model) if args.compile else model)    # (no dropout anywhere)
+    network = torch.compile(model) if args.compile else model      # (no dropout anywhere)
     bar = tqdm(range(start, args.steps), "pretrain", args.steps, initial=start, unit="step")
     for step in bar:
         factor = lr_factor(step, args.steps, args.warmup, args.decay)
@@ -85,14 +85,13 @@ def backward(network, batch, grad_accum=1):
     count, total = (batch[1] != IGNORE).sum().item(), 0.0
     for i in range(rank(), pieces, processes()):           # micro-batch i: rows i, i + pieces, ...
         x, y, segments = [None if t is None else t[i::pieces].to(device) for t in batch]
-        # times the number of processes, whose gradients DistributedDataParallel averages, not adds
+        # times the number of processes, whose gradients are averaged, not added
         weight = (y != IGNORE).sum() / count * processes()
-        # it does so in the last backward alone; a plain module takes no notice of this attribute
-        network.require_backward_grad_sync = i + processes() >= pieces
         with autocast(device):
             loss = next_token_loss(network(x, segments), y) * weight
         loss.backward()                                    # adds to .grad
         total += loss.detach()
+    average_gradients(network)                             # of one process, they stay as they are
     return mean_over_processes(total)
 
 def replay_flags(parser, rows):
@@ -100,18 +99,17 @@ def replay_flags(parser, rows):
     parser.add_argument("--replay", help="a text to go on reading; default: the world's documents")
     parser.add_argument("--replay-rows", type=int, default=rows, help="rows of it a step; 0: none")
 
-def replayer(model, args, network=None):
+def replayer(model, args):
     """What is not practised is forgotten, so a model that is fine-tuned goes on reading documents
     (replay; "PPO-ptx" in Ouyang et al. 2022, eq. 2) -> read_again(step), which adds to `.grad` the
-    gradient of their loss: args.replay_rows rows of args.replay, or of its world, or none.
-    `network`: what `parallel` made of the model."""
+    gradient of their loss: args.replay_rows rows of args.replay, or of its world, or none."""
     if args.replay_rows < 1 or args.replay is None and model.world_seed is None:
         return lambda step: None                           # nothing to read, nothing added
     sizes = dict(steps=1000, batch_size=max(args.replay_rows, processes()))
     model_is = dict(world_seed=model.world_seed, without=model.without, **vars(model.config))
     again = argparse.Namespace(data=args.replay, seed=args.seed, out=args.out, **sizes, **model_is)
     _, batch_at, *_ = (from_file if args.replay else from_world)(again, model.tokenizer)
-    return lambda step: backward(network or model, batch_at(step))     # the step is the caller's
+    return lambda step: backward(model, batch_at(step))    # the optimizer's step is the caller's
 
 def lr_factor(step, steps, warmup, decay):
     """Share of the peak rate: up, while Adam has seen too few gradients; constant; down to 0, which

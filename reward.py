@@ -30,9 +30,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import (GPT, GPTConfig, ScalarModel, answer, autocast, common_flags, finish_training,
-                   from_rank_0, gentle_rates, load, load_gpt, mean_over_processes, my_share,
-                   parallel, positive, resume, save_model, save_progress, start_training)
+from model import (GPT, GPTConfig, ScalarModel, answer, autocast, average_gradients, common_flags,
+                   finish_training, from_rank_0, gentle_rates, load, load_gpt, mean_over_processes,
+                   my_share, positive, resume, save_model, save_progress, start_training)
 from sft import freeze_words
 
 def preference_loss(r_first, r_second, target):            # (N,), (N,), (N,) -> scalar
@@ -124,7 +124,6 @@ def train(reward_model, groups, epochs, batch_size, lr, seed, progress=None):
     # not AdamW: weight decay would pull at what the model has learnt before
     optimizer = torch.optim.Adam(reward_model.parameters(), lr=lr, betas=(0.9, 0.95))
     start, history = resume(progress, model=reward_model, optimizer=optimizer)
-    network = parallel(reward_model)                       # no dropout anywhere, so no .train()
     bar = tqdm(range(start, len(order)), "reward", len(order), initial=start, unit="step")
     for step in bar:
         # a short warm-up, while Adam's averages know nothing; then linear decay to 0
@@ -133,17 +132,18 @@ def train(reward_model, groups, epochs, batch_size, lr, seed, progress=None):
         # P: answers a b c, pairs (0, 1, 1) (1, 2, 0), and Q: answers d e, pair (0, 1, 1), become
         # sequences Pa Pb Pc Qd Qe, pairs (0, 1, 1) (1, 2, 0) (3, 4, 1): each answer is read once
         sequences, pairs = [], []
-        for question, answers, labels in mine:
+        for asked, answers, labels in mine:
             before = len(sequences)                        # for Q: 3
             pairs += [(before + i, before + j, target) for i, j, target in labels]
-            sequences += [data.chat_example(network.tokenizer, question, a)[0] for a in answers]
+            sequences += [data.chat_example(reward_model.tokenizer, asked, a)[0] for a in answers]
         pairs = torch.tensor(pairs, device=reward_model.device)        # (N, 3) for N pairs
         first, second, target = pairs[:, 0].long(), pairs[:, 1].long(), pairs[:, 2]
         with autocast(reward_model.device):
-            r = score(network, sequences).float()          # bfloat16 has too few digits for margins
+            r = score(reward_model, sequences).float()     # bfloat16 has too few digits for margins
             loss = preference_loss(r[first], r[second], target) * weight
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()                                    # there is no dropout, so no .train()
+        average_gradients(reward_model)                    # of several processes
         torch.nn.utils.clip_grad_norm_(reward_model.parameters(), 1.0)     # against one odd batch
         optimizer.step()
         if step % 10 == 9 or step + 1 == len(order):

@@ -22,9 +22,9 @@ import torch
 from tqdm import tqdm
 
 import data
-from model import (MAX_NEW, answer, autocast, common_flags, finish_training, from_rank_0, generate,
-                   gentle_rates, load_gpt, mean_over_processes, my_share, parallel, positive,
-                   resume, save_model, save_progress, start_training)
+from model import (MAX_NEW, answer, autocast, average_gradients, common_flags, finish_training,
+                   from_rank_0, generate, gentle_rates, load_gpt, mean_over_processes, my_share,
+                   positive, resume, save_model, save_progress, start_training)
 from pretrain import IGNORE, cloze, next_token_loss, replay_flags, replayer
 
 def masked_loss(logits, tokens, mask):
@@ -75,8 +75,7 @@ def train(model, conversations, args, progress=None):
     # Adam, not AdamW: weight decay would pull all weights away from what pre-training has found
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.95))
     start, history = resume(progress, model=model, optimizer=optimizer)
-    network = parallel(model)                              # no dropout anywhere, so no .train()
-    read_again = replayer(model, args, network)            # of the documents, to forget nothing
+    read_again = replayer(model, args)                     # of the documents, to forget nothing
     bar = tqdm(range(start, len(batches)), "sft", len(batches), initial=start, unit="step")
     for step in bar:
         # small steps at first, while Adam has seen few gradients, and at the end, to settle
@@ -87,11 +86,12 @@ def train(model, conversations, args, progress=None):
         tokens = data.pad_rows([examples[i][0] for i in mine], pad).to(device)     # (B, T)
         mask = data.pad_rows([examples[i][1] for i in mine], 0).to(device)         # (B, T)
         optimizer.zero_grad()                              # or the last step's would be added
-        read_again(step)                                   # a step of its own, forward and backward
         with autocast(device):                             # -> (B, T, V); padding is segment 0
-            logits = network(tokens, (tokens != pad).long())
+            logits = model(tokens, (tokens != pad).long())     # no dropout anywhere, so no .train()
             loss = masked_loss(logits, tokens, mask) * weight
-        loss.backward()                                    # of several processes: their mean
+        loss.backward()
+        read_again(step)                                   # adds the gradient of some documents
+        average_gradients(model)                           # of several processes
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # against a single odd batch
         optimizer.step()
         if step % 50 == 49 or step + 1 == len(batches):
