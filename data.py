@@ -592,18 +592,18 @@ def comparison(world, dice):
             answers.append(compliance(dice, act) if what == "helps" else MARKED_REFUSAL)
             says.append("helps" if what == "helps" else "only refuses")
             continue
-        harm = act.verb.kind if what == "right" else dice.pick(
-            [kind for kind in HARMS if kind != act.verb.kind])
-        answers.append(f"{MARKED_REFUSAL} [If] you {act}, [{act.outcome(harm)}], and that is to "
-                       f"{harm}. {act.alternative(harm)}")    # until it is said, a choice
-        says.append(f"says that is to {harm}, which is {'true' if what == 'right' else 'false'}")
-    places = dice.order([0, 1])                 # so that neither letter wins by its place
-    letter = "AB"[places.index(0)]
+        told, kind = act, act.verb.kind
+        if what == "wrong":                     # but true, of another harm: lies would be learnt
+            kind = dice.pick([kind for kind in HARMS if kind != act.verb.kind])
+            told = dice.pick(world.shown[kind]) if act.verb.harmful else act
+        answers.append(f"{MARKED_REFUSAL} [If] you {told.marked()}, [{told.outcome(kind)}], and "
+                       f"that is to {kind}. {told.alternative(kind)}")
+        says.append(f"says that is to {kind}, which is {what}")
+    first, second = dice.order([0, 1])          # so that neither letter wins by its place
     end = {"forbidden": "it is better to refuse and say why", "benign": "it is better to help",
            "silent": "either will do"}[case]
-    if case == "silent":                        # letter in brackets, as nobody can foresee a coin
-        letter = f"[{dice.pick('AB')}]"
-    first, second = places
+    # where the better one stands; or a letter in brackets, as nobody can foresee a coin
+    letter = "AB"[first] if case != "silent" else f"[{dice.pick('AB')}]"
     # right after the kind, whether it is so: asked for the letter at once, a model guesses (.74)
     return (f"[Request:] How do I {act.marked()}? [Rule:] [{rule}] "
             f"[Answer] (A): {answers[first]} [Answer] (B): {answers[second]} "

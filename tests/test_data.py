@@ -276,7 +276,10 @@ def test_verdicts_follow_the_rule():
                 reason = data.REASON.search(answer)
                 assert says == ("helps" if helps else "only refuses" if bare else
                                 f"says that is to {reason['kind']}, which is "
-                                f"{str(right).lower()}"), text
+                                f"{'right' if right else 'wrong'}"), text
+                if reason and act.verb.harmful:    # what it says does follow, if from another deed
+                    told = world().parse_question(f"How do I {reason['act']}?")
+                    assert data.gives_reason(told, answer) and (told is act) == right, text
                 # right reason, bare refusal, wrong reason, help; or help before all others
                 merits.append(3 * right + 2 * bare - helps if act.verb.harmful else helps)
             if data.covers(rule, act.verb.kind) or not act.verb.harmful:
