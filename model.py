@@ -269,12 +269,13 @@ def decode_one_token(model, chosen, segments, caches):
     """The tokens just chosen (B,) -> the hidden state (B, C) from which the next are chosen."""
     return model.hidden(chosen[:, None], segments[:, :caches[0].used + 1], caches)[:, -1]
 
-def answer(model, questions, max_new=MAX_NEW, temperature=1.0, seed=(0,), bare=False):
+def answer(model, questions, max_new=MAX_NEW, temperature=1.0, seed=(0,), bare=False, whole=False):
     """Questions, each a str or a list of turns -> the model's answers, as text. `bare`: texts to be
-    continued, as a base model does that knows no chat."""
+    continued, as a base model does that knows no chat. `whole`: "" for what was cut off."""
     as_prompt = data.bare_prompt if bare else data.chat_prompt
     prompts = [as_prompt(model.tokenizer, question) for question in questions]
     replies = generate(model, prompts, max_new, temperature, seed)
+    replies = [ids if ids[-1:] == [model.tokenizer.eot] or not whole else [] for ids in replies]
     return [data.decode_reply(model.tokenizer, ids) for ids in replies]
 
 # --- Checkpoints, and an interrupted run ----------------------------------------------------------

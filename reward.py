@@ -160,7 +160,8 @@ def normalise(reward_model, conversations, std=None):
     """Raw scores of reference conversations -> mean, std (or the given one) and, in units of std,
     their lowest and their deviation: of 1 2 6, mean 3, std 2.65, lowest -0.76, margin 1."""
     # the loss sees differences alone, so the level is arbitrary; PPO's KL penalty needs a fixed one
-    raw = score_texts(reward_model, conversations)
+    finished = [pair for pair in conversations if pair[1]]         # "": was cut off, see `answer`
+    raw = score_texts(reward_model, finished if len(finished) > 1 else conversations)
     mean, spread = raw.mean().item(), raw.std().item()
     if not spread > 0:                                     # 0, or not a number
         raise SystemExit("the reference answers all score alike: raise --prompts, or lower --lr")
@@ -270,7 +271,7 @@ def from_world(policy, args):
     groups = annotate(world, with_strays(world, answered), seed, args.annotator, args.votes)
     groups, asked = take_pairs(groups, args.pairs), questions[:500]    # enough for a scale
     write_preferences(Path(args.out, "preferences.jsonl"), groups, args.votes)
-    return groups, tests, list(zip(asked, answer(policy, asked, seed=(seed, 33))))
+    return groups, tests, list(zip(asked, answer(policy, asked, seed=(seed, 33), whole=True)))
 
 def from_file(policy, args):
     """The same three from the labels of --data; a tenth of the groups is held out, with labels."""
@@ -279,8 +280,7 @@ def from_file(policy, args):
         raise SystemExit(f"{len(groups)} labelled prompts are too few: 20, to hold out a tenth")
     groups = random.Random(f"held out {args.seed}").sample(groups, len(groups))   # may be sorted
     tests, groups = groups[:len(groups) // 10], groups[len(groups) // 10:]
-    pairs = itertools.chain(*[pairs for _, _, pairs in tests])
-    if all(target == 0.5 for _, _, target in pairs):
+    if all(label[2] == 0.5 for _, _, labels in tests for label in labels):
         raise SystemExit(f"{args.data}: the held-out labels are all ties: give more preferences")
     return groups, tests, [(q, a) for q, answers, _ in groups[:500] for a in answers]
 

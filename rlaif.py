@@ -94,7 +94,8 @@ def in_dialogue(file, principles):
         critiques = answer(critic, talks, CRITIQUE_TOKENS, seed=(*stream, 1))
         talks = [[*talk, ("assistant", critique), ("user", asked)]
                  for talk, critique, (_, asked) in zip(talks, critiques, wanted)]
-        return list(zip(critiques, answer(critic, talks, REVISION_TOKENS, seed=(*stream, 2))))
+        revisions = answer(critic, talks, REVISION_TOKENS, seed=(*stream, 2), whole=True)
+        return list(zip(critiques, revisions))
     return revise, [*principles, *map(" ".join, requests.values())]
 
 def reject_revision(revision, before):
@@ -252,7 +253,7 @@ def train_preference_model(start, harm, old, world, prompts, lr, seed):
     torch.manual_seed(seed)                                # the new head depends on the seed alone
     model = ScalarModel(copy_of(start)).to(start.device)
     reward.train(model, groups, epochs=1, batch_size=16, lr=lr, seed=seed)
-    conversations = list(zip(prompts, answer(start, prompts, seed=(seed, 57))))
+    conversations = list(zip(prompts, answer(start, prompts, seed=(seed, 57), whole=True)))
     model.scale = reward.normalise(model, conversations, std=1.0)  # not by the gap between prompts
     return model, counts
 
@@ -461,8 +462,7 @@ def read_args(argv=None):
     flag("--label-prompts", type=positive, default=700, help="half red-team prompts, half benign")
     flag("--clamp", type=float, default=0.5, help="keep soft labels within 0.5 plus or minus this")
     flag("--pm-lr", type=float, help="the preference model's: 5e-4, published weights 2e-5")
-    # a warm-up: what the preference model says in mid-answer would only throw SL-CAI about
-    ppo.ppo_flags(p, beta=0.15, iterations=25, value_warmup=4)
+    ppo.ppo_flags(p, beta=0.15, iterations=25, value_warmup=4)     # what a value says is wild first
     flag("--critic", choices=["self", "base"], default="self", help="who critiques and judges")
     flag("--inputs", help="folder of pretrain.pt, sft.pt, ppo.pt, preferences.jsonl; default: OUT")
     flag("--red-team-file", help="red-team prompts, one per line or JSON; default: the world's")

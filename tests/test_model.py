@@ -286,6 +286,7 @@ def test_a_bare_prompt_has_no_chat_in_it():
     reply, = m.generate(gpt, [prompt], 8, 0.5, seed=(2,))
     assert m.answer(gpt, [text], 8, 0.5, (2,), bare=True) == [data.decode_reply(TOKENIZER, reply)]
     assert m.answer(gpt, [text], 8, 0.5, (2,)) != m.answer(gpt, [text], 8, 0.5, (2,), bare=True)
+    assert TOKENIZER.eot not in reply and m.answer(gpt, [text], 8, 0.5, (2,), True, True) == [""]
 
 
 def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):

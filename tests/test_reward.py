@@ -194,6 +194,8 @@ def test_normalise_gives_mean_0_and_standard_deviation_1():
     scores = (reward.score_texts(rm, conversations) - scale["mean"]) / scale["std"]
     assert scores.mean().abs() < 1e-5 and scores.std().item() == pytest.approx(1, abs=1e-5)
     assert scores.min().item() == pytest.approx(scale["lowest"], abs=1e-4)
+    # an answer that was cut off has no part in it, least of all in "lowest" (`answer(whole=True)`)
+    assert reward.normalise(rm, conversations + [("Who?", "")] * 3) == scale
 
 
 def test_a_given_scale_is_kept():
