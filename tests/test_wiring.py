@@ -95,7 +95,8 @@ def test_a_world_is_the_same_in_every_process():
     last stage is then in the training of this one."""
     program = ("import zlib, data; world = data.World(3); told = map(str, world.acts['test']); "
                "print(zlib.crc32(' '.join([*told, *map(str, world.people.items()), "
-               "*map(str, world.unseen_rules), *(v.word + v.cell for v in world.verbs)]).encode()))")
+               "*map(str, world.unseen_rules), *[v.word + v.cell for v in world.verbs]])"
+               ".encode()))")
     printed = {subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True,
                               env={**os.environ, "PYTHONHASHSEED": seed}, check=True).stdout
                for seed in ("1", "2")}
