@@ -17,6 +17,7 @@ import os
 import sys
 import time
 import traceback
+import zipfile
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -76,7 +77,7 @@ class GPT(nn.Module):
     def __init__(self, config, tokenizer=None, world_seed=None, published=False, without=()):
         super().__init__()
         if config.channels % config.heads:
-            raise SystemExit(f"{config.channels} channels are no multiple of {config.heads} heads")
+            raise ValueError(f"{config.channels} channels are no multiple of {config.heads} heads")
         self.config, self.tokenizer = config, tokenizer
         self.world_seed, self.without, self.published = world_seed, without, published
         self.tokens = nn.Embedding(config.vocab_size, config.channels)
@@ -303,9 +304,11 @@ def load(path, made_by=None):
     if not Path(path).exists():
         raise SystemExit(f"{path} not found: {remedy}")
     try:
+        if zipfile.ZipFile(path).testzip():                # torch.load looks at no checksum
+            raise ValueError
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:                             # whatever a file that is none runs into
-        raise SystemExit(f"{path} is not a checkpoint of this project "
+        raise SystemExit(f"{path} is not a checkpoint of this project, or damaged "
                          f"({type(error).__name__})") from None
 
 def load_gpt(path, made_by=None, device="cpu"):
@@ -315,21 +318,21 @@ def load_gpt(path, made_by=None, device="cpu"):
     theirs = Path(path).is_dir() or Path(path).suffix in (".safetensors", ".bin")
     checkpoint = read_gpt2(Path(path)) if theirs else load(path, made_by)
     if not {"model", "tokenizer"} <= checkpoint.keys() or "scale" in checkpoint:   # a reward model
-        remedy = f": run `python {made_by}` first" if made_by else ""
-        raise SystemExit(f"{path} holds no language model{remedy}")
-    tokenizer = data.Tokenizer.load(checkpoint["tokenizer"])
-    with torch.device("meta"):                             # no memory for weights that are replaced
-        model = GPT(GPTConfig(**checkpoint["config"]), tokenizer, checkpoint.get("world_seed"),
-                    checkpoint.get("published", False), checkpoint.get("without", ()))
+        raise SystemExit(f"{path} holds no language model: run `python {made_by or 'pretrain.py'}`")
     try:
+        tokenizer = data.Tokenizer.load(checkpoint["tokenizer"])
+        with torch.device("meta"):                         # no memory for weights that are replaced
+            model = GPT(GPTConfig(**checkpoint["config"]), tokenizer, checkpoint.get("world_seed"),
+                        checkpoint.get("published", False), checkpoint.get("without", ()))
         model.load_state_dict(checkpoint["model"], assign=True)
-    except RuntimeError as error:
-        weight = str(error).splitlines()[-1].strip()[:200]     # the last line says which
+    except Exception as error:                             # of whatever type a key may be
+        weight = str(error).strip()[-200:].splitlines()[-1].strip()    # the last line says which
         raise SystemExit(f"{path}: the weights do not fit the configuration ({weight})") from None
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise SystemExit(f"{path} holds weights that are no numbers (nan): train it again")
     return model.to(device).eval()
 
-# flags that may differ between an interrupted run and the one that goes on with it
-NOT_SETTINGS = ("resume", "device", "out", "compile", "grad_accum", "show", "eval_prompts")
+NOT_SETTINGS = ("resume", "device", "out", "compile", "grad_accum", "eval_prompts")  # may differ
 
 def save_progress(progress, step, history, **parts):
     """Keep what an interrupted run needs, `parts` (models, optimizers) and history, at the path of
@@ -362,17 +365,20 @@ def resume(progress, **parts):
 # `torchrun --nproc-per-node 2 sft.py` runs the script twice. All draw the same batch, a function of
 # (seed, step); each takes its share; gradients are averaged; rank 0 alone evaluates and writes.
 
-def positive(text):
-    """argparse type of a flag that counts something -> int of at least 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is too few: at least 1")
-    return int(text)
+def number(low, high=math.inf, kind=float):
+    """argparse type of a flag -> what reads a number from `low` to `high`, which nan is not."""
+    def parse(text):
+        if not low <= kind(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+        return kind(text)
+    return parse
+positive, natural = number(1, 2 ** 31, int), number(0, 2 ** 31, int)     # a count; a seed
 
 def common_flags(parser, init, seed):
     """Declare what every stage takes; `init` and `seed` are the help texts that differ."""
     parser.add_argument("--init", help=init)
     parser.add_argument("--out", default="out", help="folder of everything that is written")
-    parser.add_argument("--seed", type=int, default=0, help=seed)
+    parser.add_argument("--seed", type=natural, default=0, help=seed)
     parser.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
 
@@ -481,21 +487,17 @@ GPT2_PARTS = {"tokens.": "wte.", "positions.": "wpe.", "blocks.": "h.", "norm1."
               "norm2.": "ln_2.", "norm.": "ln_f.", "attention.qkv.": "attn.c_attn.",
               "attention.out.": "attn.c_proj.", "up.": "mlp.c_fc.", "down.": "mlp.c_proj."}
 
-def find_gpt2(name):
+def find_gpt2(name, files=("config.json", "model.safetensors")):
     """The folder of "gpt2", ...: in PyTorch's cache or Hugging Face's, or downloaded (0.5-6 GB)."""
-    files = ("config.json", "model.safetensors")
     folder = Path(torch.hub.get_dir(), "checkpoints", name)
-    home = os.environ.get("HF_HOME") or Path("~", ".cache", "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
-    for repository in (f"models--openai-community--{name}", f"models--{name}"):
-        for place in [folder, *hub.glob(f"{repository}/snapshots/*")]:
-            if all((place / file).exists() for file in files):
-                return place
+    hub = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface", "hub").expanduser()
+    for place in [folder, *hub.glob(f"models--openai-community--{name}/snapshots/*")]:
+        if all((place / file).exists() for file in files):
+            return place
     folder.mkdir(parents=True, exist_ok=True)
     source = f"{GPT2_HUB}/{name}"
-    print(f"{name} is not on this computer yet: downloading it to {folder}", file=sys.stderr)
     try:
-        for file in files:                                 # to a temporary file, then renamed
+        for file in files:                                 # with a bar; then renamed
             torch.hub.download_url_to_file(f"{source}/resolve/main/{file}", str(folder / file))
     except Exception as error:                             # whatever goes wrong on a network
         raise SystemExit(f"{name} could not be downloaded ({type(error).__name__}): put "
@@ -565,11 +567,11 @@ def read_args(argv=None):
     p.add_argument("checkpoints", nargs="+", help="out/sft.pt, gpt2, a folder with GPT-2's weights")
     p.add_argument("--prompt", help="ask this and stop; default: read questions from the terminal")
     p.add_argument("--base", action="store_true", help="continue the bare text: no chat template")
-    p.add_argument("--max-new", type=int, default=64, help="longest answer, in tokens")
-    p.add_argument("--temperature", type=float, default=0.7, help="0: always the likeliest token")
-    p.add_argument("--top-k", type=int, help="sample among the k likeliest tokens only")
-    p.add_argument("--top-p", type=float, help="... the likeliest that together reach p only")
-    p.add_argument("--seed", type=int, default=0, help="seed of the sampling")
+    p.add_argument("--max-new", type=positive, default=64, help="longest answer, in tokens")
+    p.add_argument("--temperature", type=number(0, 100), default=0.7, help="0: the likeliest token")
+    p.add_argument("--top-k", type=positive, help="sample among the k likeliest tokens only")
+    p.add_argument("--top-p", type=number(0, 1), help="... those that together reach p only")
+    p.add_argument("--seed", type=natural, default=0, help="seed of the sampling")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     return p.parse_args(argv)
 
@@ -590,8 +592,7 @@ def main(argv=None):
                 continue
             reply, = generate(model, [prompt], args.max_new, args.temperature, (args.seed, turn),
                               truncate=lambda logits: keep_likely(logits, args.top_k, args.top_p))
-            name = f"{path}:  " if len(models) > 1 else ""
-            print(name + data.decode_reply(model.tokenizer, reply))
+            print(f"{path}:  " * (len(models) > 1) + data.decode_reply(model.tokenizer, reply))
         if args.prompt:
             return
 

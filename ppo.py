@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 import data
 import reward as reward_stage                              # `reward` is what a token earns
-from model import (MAX_NEW, ScalarModel, answer, common_flags, copy_of, generate, load_gpt,
-                   gentle_rates, pick_device, positive, resume, save_model, save_progress)
+from model import (MAX_NEW, ScalarModel, answer, common_flags, copy_of, generate, gentle_rates,
+                   load_gpt, number, pick_device, positive, resume, save_model, save_progress)
 from pretrain import replay_flags, replayer
 
 # Letters: B answers, T tokens of prompt and answer, V vocabulary, R = T - 1 positions that choose a
@@ -323,22 +323,22 @@ def prompts_that_fit(prompts, tokenizer, room):
 def ppo_flags(parser, **defaults):
     """Declare the flags of PPO, here and for rlaif.py, with its own `defaults`."""
     flag = parser.add_argument
-    flag("--beta", type=float, default=0.1, help="reward lost per nat of KL from the reference")
+    flag("--beta", type=number(0, 99), default=0.1, help="reward lost per nat of KL")
     flag("--iterations", type=positive, default=40, help="rollouts")
     flag("--batch-size", type=positive, default=128, help="answers a rollout")
     flag("--max-new", type=positive, default=MAX_NEW, help="longest answer of a rollout, in tokens")
     flag("--epochs", type=positive, default=4, help="passes over a rollout")
     flag("--minibatch", type=positive, default=64, help="answers an optimizer step")
     replay_flags(parser, rows=2)
-    flag("--clip", type=float, default=0.2, help="how far ratio and value may move in one update")
-    flag("--lr", type=float, help="peak; default 1.5e-4, rlaif.py 2e-4; published weights 1e-5")
-    flag("--value-lr", type=float, help="the value model's; 5e-4, published weights 1e-5")
-    flag("--value-warmup", type=int, default=0, help="iterations in which only the value learns")
+    flag("--clip", type=number(0, 99), default=0.2, help="how far ratio and value may move")
+    flag("--lr", type=number(0, 1), help="peak; 1.5e-4, rlaif.py 2e-4; published weights 1e-5")
+    flag("--value-lr", type=number(0, 1), help="the value model's; 5e-4, published weights 1e-5")
+    flag("--value-warmup", type=int, default=0, help="iterations of the value alone")
     parser.set_defaults(**defaults)
 
 def check_warmup(args):
     """Stop before any work is done if the policy would learn in no iteration at all."""
-    if args.value_warmup >= args.iterations:
+    if not 0 <= args.value_warmup < args.iterations:
         raise SystemExit("--value-warmup leaves the policy no iteration: raise --iterations")
 
 def read_args(argv=None):

@@ -22,7 +22,8 @@ from tqdm import tqdm
 import data
 from model import (GPT, GPTConfig, answer, autocast, average_gradients, common_flags,
                    finish_training, from_rank_0, gentle_rates, load_gpt, mean_over_processes,
-                   positive, processes, rank, resume, save_model, save_progress, start_training)
+                   natural, number, positive, processes, rank, resume, save_model, save_progress,
+                   start_training)
 
 IGNORE = -1                                    # as a target: nothing to predict here (padding)
 RATES = {"lr": (3e-3, 3e-5), "muon_lr": (0.005, 0)}    # peaks; for published weights: nanoGPT's
@@ -97,7 +98,7 @@ def backward(network, batch, grad_accum=1):
 def replay_flags(parser, rows):
     """Declare the flags of `replayer` for a later stage, which reads so many rows by default."""
     parser.add_argument("--replay", help="a text to go on reading; default: the world's documents")
-    parser.add_argument("--replay-rows", type=int, default=rows, help="rows of it a step; 0: none")
+    parser.add_argument("--replay-rows", type=natural, default=rows, help="rows of it a step, or 0")
 
 def replayer(model, args):
     """What is not practised is forgotten, so a model that is fine-tuned goes on reading documents
@@ -273,10 +274,10 @@ def read_args(argv=None):
     p = argparse.ArgumentParser(description="Pre-train a GPT on the small world, or on a text.")
     add = p.add_argument
     add("--data", help="a .txt file, or .jsonl with lines of {\"text\": ...}; default: the world")
-    add("--world-seed", type=int, default=0, help="which village: its facts, its splits")
+    add("--world-seed", type=natural, default=0, help="which village: its facts, its splits")
     add("--without", nargs="+", default=[], choices=list(data.DOCUMENTS), help="kinds to leave out")
     add("--tokenizer", choices=["bpe", "bytes", "gpt2"], default="bpe", help="bpe: trained here")
-    add("--vocab-size", type=int, default=1408, help="size of our own BPE vocabulary")
+    add("--vocab-size", type=number(261, 65536, int), default=1408, help="of our own BPE")
     add("--layers", type=positive, default=4, help="transformer blocks")
     add("--heads", type=positive, default=4, help="attention heads per block")
     add("--channels", type=positive, default=128, help="width of the residual stream")
@@ -285,11 +286,11 @@ def read_args(argv=None):
     add("--batch-size", type=positive, default=8, help="rows per step, on all GPUs together")
     add("--grad-accum", type=positive, default=1, help="micro-batches a GPU cuts its rows into")
     add("--compile", action="store_true", help="torch.compile: a wait, then faster steps on a GPU")
-    add("--lr", type=float, help="peak of Adam's rate; default: 3e-3, published weights: 3e-5")
-    add("--muon-lr", type=float, help="Muon's, 0: only Adam; default: 0.005, published weights: 0")
-    add("--muon-momentum", type=float, default=0.95, help="less suits a run of some hundred steps")
-    add("--warmup", type=int, default=50, help="steps of linear warm-up")
-    add("--decay", type=float, default=0.7, help="share of the run over which the rate falls to 0")
+    add("--lr", type=number(0, 1), help="peak of Adam's; 3e-3, published weights: 3e-5")
+    add("--muon-lr", type=number(0, 1), help="Muon's, 0: Adam alone; 0.005, published weights: 0")
+    add("--muon-momentum", type=number(0, 1), default=0.95, help="less suits short runs")
+    add("--warmup", type=natural, default=50, help="steps of linear warm-up")
+    add("--decay", type=number(0, 1), default=0.7, help="share of the run in which rates fall")
     add("--eval-every", type=positive, default=400, help="steps between evaluations and savings")
     common_flags(p, init="a checkpoint, gpt2, ..., gpt2-xl, or a folder or file with such weights: "
                  "its size and tokenizer hold", seed="seed of new weights and of the data order")
@@ -298,8 +299,9 @@ def read_args(argv=None):
 def main(argv=None):
     args = read_args(argv)
     device, path = start_training(args.device), Path(args.out, "pretrain.pt")
-    if args.batch_size % (args.grad_accum * processes()):
-        raise SystemExit("--batch-size: choose a multiple of --grad-accum times processes")
+    if args.batch_size % (args.grad_accum * processes()) or args.channels % args.heads:
+        raise SystemExit("--batch-size has to be a multiple of --grad-accum times processes, "
+                         "--channels of --heads")
     torch.manual_seed(args.seed)                           # for the weights; batches have their own
     model = load_gpt(args.init, device=device) if args.init else None
     gentle_rates(args, model, **RATES)

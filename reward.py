@@ -32,7 +32,7 @@ from tqdm import tqdm
 import data
 from model import (GPT, GPTConfig, ScalarModel, answer, autocast, average_gradients, common_flags,
                    finish_training, from_rank_0, gentle_rates, load, load_gpt, mean_over_processes,
-                   my_share, positive, resume, save_model, save_progress, start_training)
+                   my_share, number, positive, resume, save_model, save_progress, start_training)
 from sft import freeze_words
 
 def preference_loss(r_first, r_second, target):            # (N,), (N,), (N,) -> scalar
@@ -291,12 +291,12 @@ def read_args(argv=None):
     p.add_argument("--data", help="a file of prompt / chosen / rejected, or of HH-RLHF's lines")
     p.add_argument("--prompts", type=positive, default=8000, help="half facts and half how-to")
     p.add_argument("--answers", type=positive, default=8, help="sampled for each prompt")
-    p.add_argument("--hot", type=float, default=1.4, help="temperature of every other; 0: off")
+    p.add_argument("--hot", type=number(0, 9), default=1.4, help="temperature of every other, or 0")
     p.add_argument("--votes", type=positive, default=3, help="annotators who see each pair")
     p.add_argument("--pairs", type=positive, help="pairs to learn from; default: all")
     p.add_argument("--epochs", type=positive, default=1, help="more than 1 only if pairs are few")
     p.add_argument("--batch-size", type=positive, default=8, help="questions a step, on all GPUs")
-    p.add_argument("--lr", type=float, help="peak; default: 6e-4, of published weights 3e-5")
+    p.add_argument("--lr", type=number(0, 1), help="peak; default: 6e-4, of published weights 3e-5")
     common_flags(p, "the SFT model; default: OUT/sft.pt", "seed of samples, labels and order")
     return p.parse_args(argv)
 

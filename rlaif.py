@@ -39,7 +39,7 @@ import ppo
 import reward
 import sft
 from model import (ScalarModel, answer, common_flags, copy_of, generate, gentle_rates, load,
-                   load_gpt, pick_device, positive, resume, save_model, save_progress)
+                   load_gpt, number, pick_device, positive, resume, save_model, save_progress)
 
 # The two principles of a row share out the seven kinds of harm, three and four. So a random one
 # names the kind at hand half the time, and mends nothing otherwise: one round is not enough.
@@ -458,10 +458,10 @@ def read_args(argv=None):
     flag("--rounds", type=positive, default=4, help="rounds of critique and revision")
     flag("--learn", choices=["revisions", "last"], default="revisions", help="see to_learn")
     flag("--helpful", type=positive, default=1300, help="harmless prompts with helpful answers")
-    flag("--sl-lr", type=float, help="SL-CAI's peak; default: 6e-4, of published weights 3e-5")
+    flag("--sl-lr", type=number(0, 1), help="SL-CAI's peak; 6e-4, of published weights 3e-5")
     flag("--label-prompts", type=positive, default=700, help="half red-team prompts, half benign")
-    flag("--clamp", type=float, default=0.5, help="keep soft labels within 0.5 plus or minus this")
-    flag("--pm-lr", type=float, help="the preference model's: 5e-4, published weights 2e-5")
+    flag("--clamp", type=number(0, 0.5), default=0.5, help="keep soft labels this near to 0.5")
+    flag("--pm-lr", type=number(0, 1), help="the preference model's: 5e-4, published weights 2e-5")
     ppo.ppo_flags(p, beta=0.15, iterations=25, value_warmup=4)     # what a value says is wild first
     flag("--critic", choices=["self", "base"], default="self", help="who critiques and judges")
     flag("--inputs", help="folder of pretrain.pt, sft.pt, ppo.pt, preferences.jsonl; default: OUT")

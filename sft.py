@@ -24,7 +24,7 @@ from tqdm import tqdm
 import data
 from model import (MAX_NEW, answer, autocast, average_gradients, common_flags, finish_training,
                    from_rank_0, generate, gentle_rates, load_gpt, mean_over_processes, my_share,
-                   positive, resume, save_model, save_progress, start_training)
+                   number, positive, resume, save_model, save_progress, start_training)
 from pretrain import IGNORE, cloze, next_token_loss, replay_flags, replayer
 
 def masked_loss(logits, tokens, mask):
@@ -182,7 +182,7 @@ def read_args(argv=None):
     p.add_argument("--demonstrations", type=positive, default=6000, help="half facts, half how-to")
     p.add_argument("--epochs", type=positive, default=4, help="times each conversation is read")
     p.add_argument("--batch-size", type=positive, default=32, help="examples per step, on all GPUs")
-    p.add_argument("--lr", type=float, help="peak; default: 6e-4, of published weights 3e-5")
+    p.add_argument("--lr", type=number(0, 1), help="peak; default: 6e-4, of published weights 3e-5")
     replay_flags(p, rows=1)
     common_flags(p, init="the base model: a checkpoint, or gpt2, ... as for pretrain.py; default: "
                  "OUT/pretrain.pt", seed="seed of data order and held-out part, not of samples")

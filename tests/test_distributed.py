@@ -182,7 +182,7 @@ def test_the_script_in_two_processes(tmp_path, capsys):
 def test_a_batch_that_cannot_be_shared_evenly(monkeypatch):
     """Micro-batches of different sizes, which would be right, and slower than they look; and
     scripts that know nothing of torchrun."""
-    with pytest.raises(SystemExit, match="choose a multiple"):
+    with pytest.raises(SystemExit, match="a multiple of --grad-accum"):
         pretrain.main(["--batch-size", "8", "--grad-accum", "3", "--device", "cpu"])
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     with pytest.raises(SystemExit, match="one process"):

@@ -215,7 +215,7 @@ def test_without_a_network_it_says_which_files_to_put_where(caches, tiny, monkey
     assert m.load_gpt("gpt2").config.layers == 2
 
 
-@pytest.mark.parametrize("repository", ["models--gpt2", "models--openai-community--gpt2"])
+@pytest.mark.parametrize("repository", ["models--openai-community--gpt2"])
 def test_weights_in_hugging_faces_cache_are_found(repository, caches, tiny, monkeypatch):
     """Half a gigabyte downloaded a second time."""
     monkeypatch.setattr(torch.hub, "urlopen", None)

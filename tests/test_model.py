@@ -394,7 +394,7 @@ def test_initial_sizes():
     loss = F.cross_entropy(gpt(tokens)[:, :-1].mT, tokens[:, 1:])
     assert loss.item() == pytest.approx(math.log(500), abs=0.1)
     assert gpt.blocks[0].down.weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * 2), rel=0.1)
-    with pytest.raises(SystemExit, match="heads"):
+    with pytest.raises(ValueError, match="heads"):
         m.GPT(m.GPTConfig(channels=30, heads=4))
 
 

@@ -406,4 +406,4 @@ def test_nothing_is_counted_from_zero(stage, flag, capsys):
     """A traceback minutes later, from the mean of an empty list."""
     with pytest.raises(SystemExit):
         MODULES[stage].main([flag, "0"])
-    assert f"{flag}: 0 is too few: at least 1" in capsys.readouterr().err
+    assert f"{flag}: 0 is not from 1 to" in capsys.readouterr().err
