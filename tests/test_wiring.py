@@ -77,13 +77,26 @@ def spy(patch, owner, name, note, instead=None):
 
 
 def rates(patch, log):
-    """Write down, at each step of an optimizer, its rates and whether the gradient was clipped."""
-    clipped = []
-    spy(patch, torch.nn.utils, "clip_grad_norm_", lambda *args: clipped.append(args[1]))
+    """Write down, at each step of an optimizer, its rates, and to which norm the gradients of how
+    many different models were clipped before it."""
+    clipped = {}
+
+    def clip(parameters, norm):
+        clipped[id(next(iter(list(parameters))))] = norm
 
     def step(optimizer, *_):
-        log.append(([group["lr"] for group in optimizer.param_groups], list(clipped)))
+        log.append(([group["lr"] for group in optimizer.param_groups], list(clipped.values())))
         clipped.clear()
+
+    spy(patch, torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: None)
+    real = torch.nn.utils.clip_grad_norm_
+
+    def clip_and_note(parameters, norm):
+        parameters = list(parameters)
+        clip(parameters, norm)
+        return real(parameters, norm)
+
+    patch.setattr(torch.nn.utils, "clip_grad_norm_", clip_and_note)
 
     for kind in (torch.optim.Adam, pretrain.Muon):
         spy(patch, kind, "step", step)
@@ -156,29 +169,35 @@ def test_sft_goes_from_the_base_model_to_people_it_was_not_told_of(folder, tmp_p
 # --- 3. The reward model --------------------------------------------------------------------------
 
 def test_the_reward_model_compares_answers_of_the_sft_model(folder, tmp_path, monkeypatch):
-    """Held-out prompts taken from training; answers of one temperature; the scale from answers of
-    another model."""
+    """Held-out prompts taken from training; answers of one temperature; no strays; the scale from
+    answers of another model; a taste judged by another; a rate that never falls."""
     names = {name: words_of(m.load_gpt(folder / f"{name}.pt")) for name in ("sft", "ppo")}
-    asked, trained, scaled, judged = [], [], [], []
+    asked, trained, scaled, judged, steps = [], [], [], [], []
+    rates(monkeypatch, steps)
     spy(monkeypatch, reward, "answer", lambda model, questions, temperature=1.0, **more:
         asked.append((name_of(model, names), temperature, kinds(questions))),
-        lambda model, questions, **more: [f"{i % 3}." for i, _ in enumerate(questions)])
+        lambda model, questions, **more: [f"{q} {i % 3}." for i, q in enumerate(questions)])
     spy(monkeypatch, reward, "train", lambda rm, groups, *_, **more: trained.append(
-        (name_of(rm, names), [q for q, *_ in groups])))
+        (name_of(rm, names), groups)))
     spy(monkeypatch, reward, "normalise", lambda rm, conversations: scaled.append(
         kinds([q for q, _ in conversations])))
     spy(monkeypatch, reward, "evaluate", lambda rm, world, tests, taste: judged.append(
         ([q for q, _ in tests], taste)))
-    flags = f"--prompts 60 --answers 4 --batch-size 20 --out {tmp_path} --device cpu"
-    reward.main([*flags.split(), "--init", str(folder / "sft.pt")])
+    flags = f"--prompts 60 --answers 4 --batch-size 20 --annotator curt --out {tmp_path}"
+    reward.main([*flags.split(), "--lr", "0.001", "--device", "cpu", "--init",
+                 str(folder / "sft.pt")])
     learn = ["benign g1 train", "fact demo", "fact train"]
     held_out = ["benign g1 test", "fact test"]
     assert asked[:5] == [("sft", 1.0, learn), ("sft", 1.4, learn),         # half of them hot
                          ("sft", 1.0, held_out), ("sft", 1.0, held_out), ("sft", 1.0, learn)]
-    (start, questions), = trained
-    assert start == "sft" and kinds(questions) == learn and scaled == [learn]
+    (start, groups), = trained
+    assert start == "sft" and kinds([q for q, *_ in groups]) == learn and scaled == [learn]
+    for question, answers, _ in groups:                    # one to three answer something else
+        assert 1 <= sum(not text.startswith(question) for text in answers) <= 3
     (tests, taste), = judged
-    assert kinds(tests) == held_out and taste == "polite"
+    assert kinds(tests) == held_out and taste == "curt"
+    assert [rate for (rate,), _ in steps] == pytest.approx(
+        [1e-3 * (i + 1) / 10 * (1 - i / 3) for i in range(3)])     # 60 groups, 20 a step
 
 
 # --- 4. PPO ---------------------------------------------------------------------------------------
@@ -189,7 +208,12 @@ def test_ppo_moves_the_sft_model_by_the_reward_model(folder, tmp_path, monkeypat
     names = {name: words_of(m.load_gpt(folder / f"{name}.pt")) for name in ("pretrain", "sft")}
     names["reward"] = words_of(reward.load_reward(folder / "reward.pt",
                                                   m.load_gpt(folder / "sft.pt")))
-    rolled, started, scored, steps, judged = [], [], [], [], []
+    rolled, started, scored, steps, judged, read = [], [], [], [], [], []
+    loaded = []
+    load_reward = reward.load_reward
+    monkeypatch.setattr(reward, "load_reward", lambda *args: loaded.append(load_reward(*args))
+                        or loaded[-1])
+    monkeypatch.setattr(ppo, "replayer", lambda policy, args: read.append)
     spy(monkeypatch, ppo, "rollout", lambda policy, reference, questions, *_: rolled.append(
         (name_of(reference, names), kinds(questions))))
     spy(monkeypatch, ppo, "train", lambda policy, value, *_: started.append(
@@ -204,6 +228,8 @@ def test_ppo_moves_the_sft_model_by_the_reward_model(folder, tmp_path, monkeypat
     ppo.main([*flags.split(), "--device", "cpu", "--init", str(folder / "sft.pt"),
               "--reward-model", str(folder / "reward.pt")])
     assert started == [("sft", "reward")] and judged == [("sft", "polite")]
+    assert torch.equal(words_of(loaded[0]), names["reward"])       # no update reached it
+    assert read == [0, 1, 2, 3]                            # other documents at each step
     for reference, questions in rolled:
         assert reference == "sft" and set(questions) <= {"benign g1 train", "fact demo",
                                                          "fact train"}
@@ -222,7 +248,7 @@ class Stage5:
     """rlaif.main with functions that write down who does what; a model's answers begin with its
     name, so that one sees whose they are."""
     def __init__(self, patch):
-        self.log = []
+        self.log, self.drawn, self.compared = [], [], set()
         load_gpt, copy_of = rlaif.load_gpt, rlaif.copy_of
 
         def named(model, name):
@@ -255,9 +281,12 @@ class Stage5:
     def answer(self, model, questions, *_, temperature=1.0, seed=(0,), **more):
         name = model if isinstance(model, str) else model.name
         hot = "" if temperature == 1 else f" (temperature {temperature})"
-        return [f"{name}{hot}: {i % 2}." for i, _ in enumerate(questions)]
+        # to every other kick, scare ... it always says the same
+        same = [len(data.turns_up_to(q)[-1][1]) % 2 and name == "slcai" for q in questions]
+        return [f"{name}: same." if s else f"{name}{hot}: {i % 2}." for i, s in enumerate(same)]
 
     def revise(self, critic, questions, answers, principles, stream):
+        self.drawn.append(principles)
         whose = sorted({text.split(":")[0] for text in answers})
         self.note(f"{critic.name} critiques answers of {whose} to {kinds(questions)}")
         return [(f"by {critic.name}", f"revised by {critic.name}: {k % 2} {stream[-1]}.")
@@ -268,6 +297,7 @@ class Stage5:
         return answered
 
     def prefer(self, judge, questions, firsts, seconds, rules, stream, think=True):
+        self.compared |= set(questions)
         whose = sorted({text.split(":")[0] for text in [*firsts, *seconds]})
         self.note(f"{judge.name} compares {whose} on {kinds(questions)}")
         return torch.full((len(questions),), 0.7 if stream[-1] == 61 else 0.3)
@@ -284,8 +314,9 @@ class Stage5:
             by = "an AI's" if {round(target, 2) for *_, target in pairs} == {0.7} else "people's"
             labels.setdefault((answers[0].split(":")[0], by), []).append(question)
         for (whose, by), asked in sorted(labels.items()):
-            self.note(f"{pm.gpt.name} learns {by} labels of answers of {whose} to {kinds(asked)}, "
-                      f"lr {more['lr']}")
+            n = f"{len(asked)} " if whose == "old" else ""
+            self.note(f"{pm.gpt.name} learns {by} labels of {n}answers of {whose} to "
+                      f"{kinds(asked)}, lr {more['lr']}")
 
     def scale(self, pm, conversations, std):
         whose = sorted({text.split(":")[0] for _, text in conversations})
@@ -316,7 +347,7 @@ copy of base learns helpful to ['benign g1 train', 'fact demo', 'fact train'], l
 copy of base learns revised by helpful to ['harmful g1 train'], lr 0.0006, replay 4
 helpful compares ['helpful', 'slcai', 'slcai (temperature 1.4)'] on WIDE
 slcai is made to refuse ['benign g1 train', 'fact demo', 'fact train']
-copy of slcai learns people's labels of answers of old to ['fact demo'], lr 0.0005
+copy of slcai learns people's labels of 3 answers of old to ['fact demo'], lr 0.0005
 copy of slcai learns an AI's labels of answers of slcai to WIDE, lr 0.0005
 copy of slcai learns people's labels of answers of slcai to HARMLESS, lr 0.0005
 its scale: answers of ['slcai'] to ASKED
@@ -337,6 +368,10 @@ def test_stage_5_passes_on_what_its_docstring_says(critic, folder, tmp_path, mon
     """SL-CAI from the helpful model, another critic or judge than asked for, the wrong model's
     answers on the scale, red-team prompts alone in the rollouts, labels of helpfulness left out."""
     stage, expected = Stage5(monkeypatch), TABLE
+    prompts = []
+    monkeypatch.setattr(rlaif, "OLD_LABELS", 0.01)         # for a hundred pairs of an AI one of old
+    spy(monkeypatch, rlaif, "answers_to_compare", lambda start, helpful, asked, seed:
+        prompts.extend(asked))
     flags = ("--red-team 14 --rounds 2 --helpful 16 --label-prompts 56 --iterations 8 "
              "--batch-size 8 --eval-prompts 7 --device cpu").split()
     flags += ["--critic", "base"] if critic == "base" else []
@@ -347,3 +382,5 @@ def test_stage_5_passes_on_what_its_docstring_says(critic, folder, tmp_path, mon
         expected = expected.replace(f"helpful {does}", f"{critic} {does}")
     expected = expected.replace("revised by helpful", f"revised by {critic}")
     assert stage.log == expected.strip().splitlines()
+    assert stage.drawn[0] != stage.drawn[1]                # principles, anew in each round
+    assert stage.compared == set(prompts)                  # SL-CAI's lone answers are compared, too
