@@ -1,5 +1,8 @@
-"""The long final table of Stage 5: intervals over verbs, and who is told from whom."""
+"""The long final table of Stage 5: intervals over verbs, and who is told from whom. And the record
+of all stages."""
 import json
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 import data
 import full_table
 import model as m
+import record
 
 # --- Intervals ------------------------------------------------------------------------------------
 
@@ -146,3 +150,41 @@ def test_missing_inputs_name_the_script_that_makes_them(out, tmp_path):
         full_table.main([*FLAGS, "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"slcai.pt not found: run `python rlaif.py` first"):
         full_table.main([*FLAGS, "--inputs", str(out), "--out", str(tmp_path)])
+
+
+# --- The figures of record ------------------------------------------------------------------------
+
+def test_a_record_holds_every_stage_and_how_it_was_made(tmp_path, monkeypatch, capsys):
+    """A record put together by hand, from runs of two commits; a stage run again that had ended, or
+    begun again that had been interrupted."""
+    ran = []
+
+    def run(words, **options):
+        if words[0] == "git":
+            return types.SimpleNamespace(stdout="abc\n", returncode=0)
+        ran.append(words[1:])
+        folder, stage = Path(words[words.index("--out") + 1]), Path(words[1]).stem
+        folder.mkdir(parents=True, exist_ok=True)
+        if stage == "ppo" and len(ran) == 4:               # the power fails
+            (folder / "ppo.resume.pt").touch()
+            return types.SimpleNamespace(returncode=1)
+        (folder / f"{stage}.json").write_text(json.dumps({"figure": len(ran)}))
+        (folder / f"{stage}.csv").write_text("step\n1\n")
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(record.subprocess, "run", run)
+    flags = ["--world-seed", "3", "--out", str(tmp_path), "--results", str(tmp_path / "results")]
+    with pytest.raises(SystemExit, match="ppo failed"):
+        record.main(flags)
+    record.main(flags)
+    stages = [Path(words[0]).stem for words in ran]
+    assert stages == ["pretrain", "sft", "reward", "ppo", "ppo", "rlaif", "rlaif"]
+    assert "--resume" in ran[4] and "--resume" not in ran[3]
+    assert ran[0][-2:] == ["--world-seed", "3"] and "unseen" in ran[6] and "unseen" not in ran[5]
+    saved = json.loads((tmp_path / "results" / "seed3.json").read_text(encoding="utf-8"))
+    assert set(saved) == {"made", *record.STAGES} and saved["rlaif_unseen"] == {"figure": 7}
+    assert saved["made"]["commit"].startswith("abc") and set(saved["made"]["seconds"]) == set(
+        record.STAGES)
+    assert (tmp_path / "results" / "seed3_rlaif_unseen.csv").exists()
+    record.main(flags)                                     # all is there
+    assert len(ran) == 7

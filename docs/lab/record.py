@@ -1,0 +1,88 @@
+"""The figures of record: all five stages in one world, and what they wrote, as one file.
+
+    python docs/lab/record.py --world-seed 0          writes docs/results/seed0.json, and its curves
+
+Runs the stages by default (Stage 5 with 500 requests a cell, and once more under unseen rules) in
+OUT/seedS; a stage whose figures are there already is not run again, and one that was interrupted
+goes on where it was. The file holds each stage's figures under the names of out/STAGE.json, and how
+they were made: commit, versions, threads, and the seconds of each stage.
+"""
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import torch
+
+from model import natural
+
+UNSEEN = "rlaif_unseen"                        # rlaif.py under rules that no document shows: G3
+STAGES = ("pretrain", "sft", "reward", "ppo", "rlaif", UNSEEN)
+
+def command_of(stage, seed, out):
+    """The command of a stage -> (list of words, the file that holds its figures)."""
+    script, folder = stage.removesuffix("_unseen"), out / "unseen" if stage == UNSEEN else out
+    words = [sys.executable, str(ROOT / f"{script}.py"), "--out", str(folder)]
+    if stage == "pretrain":
+        words += ["--world-seed", str(seed)]
+    if script == "rlaif":
+        words += ["--eval-prompts", "500"]
+    if stage == UNSEEN:
+        words += ["--constitution", "unseen", "--inputs", str(out)]
+    interrupted = [folder / f"{script}.resume.pt", folder / f"{script}.progress"]
+    if any(path.exists() for path in interrupted):
+        words.append("--resume")
+    return words, folder / f"{script}.json"
+
+def git(*words):
+    """What git answers; nothing where the project is no clone."""
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, encoding="utf-8")
+    return done.stdout.strip()
+
+def how_made():
+    """Commit, versions, threads -> dict."""
+    changed = " and changes" * bool(git("status", "--porcelain", "--", "*.py"))
+    return {"commit": git("rev-parse", "--short", "HEAD") + changed, "torch": torch.__version__,
+            "python": platform.python_version(), "threads": torch.get_num_threads(),
+            "cores": os.cpu_count()}
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description="Run all stages in one world, and keep their figures.")
+    p.add_argument("--world-seed", type=natural, default=0, help="which village")
+    p.add_argument("--out", default="out/record", help="folder of the runs: OUT/seedS")
+    p.add_argument("--results", default=str(ROOT / "docs" / "results"), help="for the record")
+    args = p.parse_args(argv)
+    out, results = Path(args.out, f"seed{args.world_seed}"), Path(args.results)
+    out.mkdir(parents=True, exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
+    made = out / "made.json"                               # kept from run to run, like the figures
+    record = json.loads(made.read_text(encoding="utf-8")) if made.exists() else {"seconds": {}}
+    for stage in STAGES:
+        words, figures = command_of(stage, args.world_seed, out)
+        if not figures.exists():
+            start = time.monotonic()
+            if subprocess.run(words, cwd=ROOT).returncode:
+                raise SystemExit(f"{stage} failed: mend what it says, and run this again")
+            record |= how_made()
+            record["seconds"][stage] = round(time.monotonic() - start)
+            made.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    whole = {"made": record}
+    for stage in STAGES:
+        _, figures = command_of(stage, args.world_seed, out)
+        whole[stage] = json.loads(figures.read_text(encoding="utf-8"))
+        curve = figures.with_suffix(".csv")
+        if curve.exists():
+            shutil.copy(curve, results / f"seed{args.world_seed}_{stage}.csv")
+    path = results / f"seed{args.world_seed}.json"
+    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
+
+if __name__ == "__main__":
+    main()
