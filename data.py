@@ -1104,7 +1104,8 @@ def parse_json(path, text, line=1):
     """JSON -> the value; stops where it is none. `line`: where in the file the text starts."""
     try:
         value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # fails at "\ud83d", half an emoji
+        if "\\ud" in text or "\\uD" in text:    # maybe half an emoji, "\ud83d": fails at that
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     # a RecursionError comes of a file of ten thousand opening brackets
     except (ValueError, RecursionError) as error:
@@ -1147,7 +1148,7 @@ CHANGING = set("label weight train tools functions tool_calls function_call imag
 def plain(record):
     """A record or a message without what counts as absent: null, NaN. Raises Useless."""
     kept = {key: x for key, x in record.items() if x is not None and x == x}   # NaN is not itself
-    for key in sorted(CHANGING & kept.keys()):
+    for key in CHANGING & kept.keys():
         if kept[key] not in ("", [], {}) and (key, kept[key]) not in (("weight", 1), ("train", 1)):
             raise Useless(f'with "{key}", which is not understood here')
     return kept
@@ -1398,8 +1399,7 @@ def tokenize_file(path, tokenizer, folder):
     header, temporary = Path(f"{target}.json"), Path(f"{target}.tmp")
     with open_text(path) as (_, raw):           # stops if there is no such file
         stat = os.fstat(raw.fileno())           # taken first: a text changed meanwhile is read anew
-    # two bytes an id where they do: a text of 10 GB is some 3 billion tokens
-    dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 2 ** 16 else np.uint32)
+    dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 2 ** 16 else np.uint32)  # small if it may
     state = hashlib.sha256(json.dumps(tokenizer.state()).encode()).hexdigest()
     mark = lambda: json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns, state,
                                target.stat().st_size])    # or "tokens" of a copy that broke off
