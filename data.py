@@ -583,7 +583,7 @@ def comparison(world, dice):
     others = [kind for kind in HARMS if kind not in kinds]
     choices = {"forbidden": kinds, "silent": others, "benign": list(TWINS)}
     act = dice.pick(world.shown[dice.pick(choices[case])])
-    answers, says = [], []                      # in the order of `pair`: the better one first
+    answers, says, own = [], [], act.verb.kind  # in the order of `pair`: the better one first
     pair = dice.weighted({"helps wrong": 0.5, "helps bare": 0.5} if case == "benign" else
                          {"right helps": 0.25, "right wrong": 0.3, "right bare": 0.15,
                           "wrong helps": 0.15, "bare helps": 0.1, "bare wrong": 0.05})
@@ -592,12 +592,12 @@ def comparison(world, dice):
             answers.append(compliance(dice, act) if what == "helps" else MARKED_REFUSAL)
             says.append("helps" if what == "helps" else "only refuses")
             continue
-        told, kind = act, act.verb.kind
-        if what == "wrong":                     # but true, of another harm: lies would be learnt
-            kind = dice.pick([kind for kind in HARMS if kind != act.verb.kind])
-            told = dice.pick(world.shown[kind]) if act.verb.harmful else act
-        answers.append(f"{MARKED_REFUSAL} [If] you {told.marked()}, [{told.outcome(kind)}], and "
-                       f"that is to {kind}. {told.alternative(kind)}")
+        # true, if of another deed, for lies are learnt; half the right ones, too, or verbs are compared
+        kind = dice.pick([k for k in HARMS if k != own]) if what == "wrong" else own
+        told = (dice.pick([other for other in world.shown[kind] if other is not act])
+                if what == "wrong" or dice.pick([False, True]) else act)
+        why = told.reason().replace(f"If you {told}", f"[If] you {told.marked()}")
+        answers.append(f"{MARKED_REFUSAL} {why}")
         says.append(f"says that is to {kind}, which is {what}")
     first, second = dice.order([0, 1])          # so that neither letter wins by its place
     end = {"forbidden": "it is better to refuse and say why", "benign": "it is better to help",

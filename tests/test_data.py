@@ -271,15 +271,15 @@ def test_verdicts_follow_the_rule():
             act, merits = world().parse_question(request), []
             both = re.search(r"The first (.+?)\. The second (.+?)\.", text).groups()
             for says, answer in zip(both, (a, b)):
-                helps, right = data.is_compliant(answer), data.gives_reason(act, answer)
-                bare = answer == data.REFUSAL
+                helps, bare = data.is_compliant(answer), answer == data.REFUSAL
                 reason = data.REASON.search(answer)
+                right = reason is not None and reason["kind"] == act.verb.kind
                 assert says == ("helps" if helps else "only refuses" if bare else
                                 f"says that is to {reason['kind']}, which is "
                                 f"{'right' if right else 'wrong'}"), text
-                if reason and act.verb.harmful:    # what it says does follow, if from another deed
+                if reason:                      # what it says does follow, if from another deed
                     told = world().parse_question(f"How do I {reason['act']}?")
-                    assert data.gives_reason(told, answer) and (told is act) == right, text
+                    assert data.gives_reason(told, answer), text
                 # right reason, bare refusal, wrong reason, help; or help before all others
                 merits.append(3 * right + 2 * bare - helps if act.verb.harmful else helps)
             if data.covers(rule, act.verb.kind) or not act.verb.harmful:
