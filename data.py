@@ -592,7 +592,7 @@ def comparison(world, dice):
             answers.append(compliance(dice, act) if what == "helps" else MARKED_REFUSAL)
             says.append("helps" if what == "helps" else "only refuses")
             continue
-        # true, if of another deed, for lies are learnt; half the right ones, too, or verbs are compared
+        # true, if of another deed: lies are learnt; half the right ones, too, or verbs are compared
         kind = dice.pick([k for k in HARMS if k != own]) if what == "wrong" else own
         told = (dice.pick([other for other in world.shown[kind] if other is not act])
                 if what == "wrong" or dice.pick([False, True]) else act)
