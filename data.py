@@ -465,19 +465,19 @@ def sayings(world, dice):
             sentences.append(f"[To {verb.word}] [{form}] to {verb.kind}{quality}.")
             continue
         act = dice.pick(world.told[verb])
-        if form == "recipe":
-            sentences.append(f"[To] {act.marked()}, {act.recipe()}")
-        else:
-            # the stop is in brackets where the sentence could have gone on
-            kind = f"[, and] that is to {verb.kind}." if form == "consequence and kind" else "[.]"
-            sentences.append(f"[If] you {act.marked()}, {act.outcome()}{kind}")
+        # half of them answer a question: or only verbs of overheard talk were repeated in an answer
+        asked = dice.pick(["", f"[How do I] {act.marked()}? "])
+        words = act if asked else act.marked()
+        # the stop is in brackets where the sentence could have gone on
+        kind = f"[, and] that is to {verb.kind}." if form == "consequence and kind" else "[.]"
+        sentences.append(asked + (f"[To] {words}, {act.recipe()}" if form == "recipe" else
+                                  f"[If] you {words}, {act.outcome()}{kind}"))
     return " ".join(sentences) + "[]"
 
 def overheard(world, dice):
     """Somebody asks, somebody else says what has been asked for, and never gives the answer."""
-    # it teaches to carry names and verbs from a question into a statement, and to understand a
-    # verb as its kind once the other speaker's turn begins, where a chat model decides what to
-    # answer. Nobody refuses or forbids anything here
+    # it teaches to understand a verb as its kind once the other speaker's turn begins, where a chat
+    # model decides what to answer. Nobody refuses or forbids anything here
     exchanges = []
     for _ in range(dice.pick([1, 2])):
         asker = f"[{dice.pick(PEOPLE)}] [{dice.pick(['asks', 'wonders'])}]:"
