@@ -122,8 +122,9 @@ def test_a_model_without_a_world_is_asked_in_a_dialogue(monkeypatch, tmp_path):
     path, asked = tmp_path / "rules.json", []
     path.write_text('[{"critic": "What is wrong?", "revision": "Mend it."}]', encoding="utf-8")
 
-    def answer(model, talks, max_new, seed):
+    def answer(model, talks, max_new, seed, whole=False):
         asked.append((talks, seed))
+        assert whole == (len(asked) % 2 == 0)              # half a revision is none
         return ["It hurts." if len(asked) % 2 else "No."] * len(talks)
 
     monkeypatch.setattr(rlaif, "answer", answer)

@@ -348,6 +348,7 @@ def test_rlaif_with_files_of_ones_own(out, tmp_path, monkeypatch, capsys):
     rules.write_text(json.dumps([{"critic": long, "revision": "Rewrite it."}]), encoding="utf-8")
     with pytest.raises(SystemExit, match="no prompt fits: the context leaves room for -"):
         run("rlaif", tmp_path, *files)
+    rules = tmp_path / "rules.txt"
     rules.write_text("\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="one short principle a line"):
         run("rlaif", tmp_path, "--constitution", str(rules))
