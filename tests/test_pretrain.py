@@ -255,6 +255,16 @@ def test_validation_of_a_big_text_is_bounded_and_spread(tmp_path, monkeypatch):
     assert len(set(np.diff(begin))) == 1 and begin[-1] - begin[0] > 14_000
 
 
+def test_the_end_of_a_text_is_never_trained_on(tmp_path):
+    """Windows drawn from the whole text: a held-out loss that is a training loss."""
+    (tmp_path / "a.txt").write_text("a" * 900 + "b" * 100, encoding="utf-8")
+    args = argparse.Namespace(data=str(tmp_path / "a.txt"), out=str(tmp_path), context=16, seed=0,
+                              batch_size=16)
+    _, batch_at, *_ = pretrain.from_file(args, TOKENIZER)
+    read = [part for step in range(40) for part in batch_at(step)[:2]]
+    assert {int(i) for part in read for i in part.unique()} == {ord("a")}
+
+
 def padded_rows():
     """Eight rows whose padding differs: a mean of means is then another number than the mean."""
     rows = torch.randint(0, 256, (8, 33), generator=torch.Generator().manual_seed(0))
