@@ -88,6 +88,22 @@ def test_a_conversation_can_be_memorised():
     assert all(ids[-1] == TOKENIZER.eot for ids in replies)
 
 
+def test_what_is_read_again_reaches_the_step(monkeypatch):
+    """Documents whose gradient is wiped before the step: replay then costs time and saves nothing.
+    """
+    gpt, norms, clip = tiny_gpt(), [], torch.nn.utils.clip_grad_norm_
+
+    def read_again(step):
+        for p in gpt.parameters():
+            p.grad = torch.full_like(p, 1000.0) + (0 if p.grad is None else p.grad)
+
+    monkeypatch.setattr(sft, "replayer", lambda model, args: read_again)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_",
+                        lambda *args: norms.append(clip(*args).item()))
+    sft.train(gpt, [("Who?", "Ann.")] * 4, settings(epochs=1, batch_size=2))
+    assert len(norms) == 2 and min(norms) > 1000
+
+
 def test_conversations_that_do_not_fit_are_left_out():
     """An index error in the position table in the middle of a run, for one long conversation."""
     talk = [("Who?", "Ann."), ("Who?", "Ann. " * 40)]
