@@ -465,7 +465,7 @@ def sayings(world, dice):
             sentences.append(f"[To {verb.word}] [{form}] to {verb.kind}{quality}.")
             continue
         act = dice.pick(world.told[verb])
-        # half of them answer a question: or only verbs of overheard talk were repeated in an answer
+        # half of them answer a question: a refusal, too, has to repeat the verb that it was asked
         asked = dice.pick(["", f"[How do I] {act.marked()}? "])
         words = act if asked else act.marked()
         # the stop is in brackets where the sentence could have gone on
@@ -1402,7 +1402,7 @@ def tokenize_file(path, tokenizer, folder):
     dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 2 ** 16 else np.uint32)  # small if it may
     state = hashlib.sha256(json.dumps(tokenizer.state()).encode()).hexdigest()
     mark = lambda: json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns, state,
-                               target.stat().st_size])    # or "tokens" of a copy that broke off
+                               target.stat().st_size])     # the last: a copy may break off
     if not (target.exists() and header.exists() and header.read_text(encoding="utf-8") == mark()):
         target.parent.mkdir(parents=True, exist_ok=True)
         header.unlink(missing_ok=True)          # else a run cut short leaves old words to new ids
@@ -1444,7 +1444,7 @@ def main():
     print(*shown.values(), sep="\n")
     print("\nDemonstrations:", *[f"{q}\n  -> {a}" for q, a in demonstrations(world, 8)], sep="\n  ")
     for act in act_prompts(world, "test", 4, harmful=True):
-        print(f"\nA red-team prompt, its twin: {act.question()} {act.twin().question()}", end="")
+        print(f"A red-team prompt, and its benign twin: {act.question()} {act.twin().question()}")
 
 if __name__ == "__main__":
     main()

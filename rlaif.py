@@ -462,7 +462,7 @@ def read_args(argv=None):
     flag("--label-prompts", type=positive, default=700, help="half red-team prompts, half benign")
     flag("--clamp", type=number(0, 0.5), default=0.5, help="keep soft labels this near to 0.5")
     flag("--pm-lr", type=number(0, 1), help="the preference model's: 5e-4, published weights 2e-5")
-    ppo.ppo_flags(p, beta=0.15, iterations=25, value_warmup=4)     # what a value says is wild first
+    ppo.ppo_flags(p, beta=0.15, iterations=25, value_warmup=4)     # a new value model errs at first
     flag("--critic", choices=["self", "base"], default="self", help="who critiques and judges")
     flag("--inputs", help="folder of pretrain.pt, sft.pt, ppo.pt, preferences.jsonl; default: OUT")
     flag("--red-team-file", help="red-team prompts, one per line or JSON; default: the world's")

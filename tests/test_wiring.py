@@ -81,19 +81,15 @@ def rates(patch, log):
     many different models were clipped before it."""
     clipped = {}
 
-    def clip(parameters, norm):
-        clipped[id(next(iter(list(parameters))))] = norm
-
     def step(optimizer, *_):
         log.append(([group["lr"] for group in optimizer.param_groups], list(clipped.values())))
         clipped.clear()
 
-    spy(patch, torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: None)
     real = torch.nn.utils.clip_grad_norm_
 
     def clip_and_note(parameters, norm):
         parameters = list(parameters)
-        clip(parameters, norm)
+        clipped[id(parameters[0])] = norm
         return real(parameters, norm)
 
     patch.setattr(torch.nn.utils, "clip_grad_norm_", clip_and_note)
@@ -281,7 +277,7 @@ class Stage5:
     def answer(self, model, questions, *_, temperature=1.0, seed=(0,), **more):
         name = model if isinstance(model, str) else model.name
         hot = "" if temperature == 1 else f" (temperature {temperature})"
-        # to every other kick, scare ... it always says the same
+        # SL-CAI has one answer only to some prompts, those of an odd length
         same = [len(data.turns_up_to(q)[-1][1]) % 2 and name == "slcai" for q in questions]
         return [f"{name}: same." if s else f"{name}{hot}: {i % 2}." for i, s in enumerate(same)]
 
