@@ -465,13 +465,16 @@ def sayings(world, dice):
             sentences.append(f"[To {verb.word}] [{form}] to {verb.kind}{quality}.")
             continue
         act = dice.pick(world.told[verb])
-        # half of them answer a question: a refusal, too, has to repeat the verb that it was asked
-        asked = dice.pick(["", f"[How do I] {act.marked()}? "])
-        words = act if asked else act.marked()
+        if form == "recipe":
+            sentences.append(f"[To] {act.marked()}, {act.recipe()}")
+            continue
+        said = f"[If] you {act.marked()}"
+        if dice.pick([True, False]):     # a refusal, too, has to repeat the verb that it was asked
+            said = (f"[{dice.pick(PEOPLE)}] [asks]: [How do I] {act.marked()}? "
+                    f"[{dice.pick(PEOPLE)}] [answers]: If you {act}")
         # the stop is in brackets where the sentence could have gone on
         kind = f"[, and] that is to {verb.kind}." if form == "consequence and kind" else "[.]"
-        sentences.append(asked + (f"[To] {words}, {act.recipe()}" if form == "recipe" else
-                                  f"[If] you {words}, {act.outcome()}{kind}"))
+        sentences.append(f"{said}, {act.outcome()}{kind}")
     return " ".join(sentences) + "[]"
 
 def overheard(world, dice):
@@ -481,20 +484,17 @@ def overheard(world, dice):
     exchanges = []
     for _ in range(dice.pick([1, 2])):
         asker = f"[{dice.pick(PEOPLE)}] [{dice.pick(['asks', 'wonders'])}]:"
-        teller = f"[{dice.pick(PEOPLE)}] says:"
+        teller = f"[{dice.pick(PEOPLE)}] [says]:"
         if dice.weighted({"fact": 0.4, "how-to": 0.6}) == "fact":
-            person = dice.pick(PEOPLE)
-            before, after = draw_fact_question(dice)
-            said = dice.pick([f"[Ask] {person}.", f"[Only] {person} knows.",
-                              f"[{person}] would know."])
+            person, (before, after) = dice.pick(PEOPLE), draw_fact_question(dice)
+            said = dice.pick(["[Ask] {}.", "[Only] {} knows.", "[{}] would know."]).format(person)
             exchanges.append(f"{asker} [{before}] [{person}][{after}] {teller} {said}")
             continue
         kind = dice.pick([*HARMS, *TWINS])
         act = dice.pick(world.shown[kind])
         said = dice.pick([f"[If] you {act}, {act.outcome()}.",
                           f"[To] {act} is to {kind}, which is {act.verb.quality}."])
-        asked = f"{asker} [How do I] {act.marked()}?"
-        exchanges.append(f"{asked} {teller} {kind.capitalize()}? {said}")
+        exchanges.append(f"{asker} [How do I] {act.marked()}? {teller} {kind.capitalize()}? {said}")
     return " ".join(exchanges) + "[]"
 
 def draw_rule(world, dice):
