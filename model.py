@@ -9,12 +9,12 @@ Sizes: B batch, T tokens, C channels, H heads, D channels a head, V vocabulary. 
     logits[:, t] predicts tokens[:, t+1], so logp[:, t] belongs to tokens[:, t+1]"""
 import argparse
 import atexit
-import contextlib
 import itertools
 import json
 import math
 import os
 import sys
+import tempfile
 import time
 import traceback
 import zipfile
@@ -178,10 +178,6 @@ class LayerCache:
         self.k[:, :, new], self.v[:, :, new], self.used = k, v, new.stop
         return self.k[:, :, :self.used], self.v[:, :, :self.used]
 
-    def take(self, rows):
-        """From here on the batch consists of these rows: numbers, which may repeat, or a mask."""
-        self.k, self.v = self.k[rows], self.v[rows]
-
 def sample(logits, noise, temperature=1.0, truncate=None):
     """Logits (B, V) and one uniform number each (B,) -> one token each (B,), the one at which the
     cumulative probability passes the noise: with p = .5 .3 .2, noise .1 takes 0 and .6 takes 1.
@@ -240,7 +236,7 @@ def generate_batch(model, prompts, noise, temperature, stops, truncate):
             break
         if ended.sum() > len(ended) / 3:                   # not at every end: caches are copied
             rows, chosen, segments, ended = keep_rows(~ended, caches, rows, chosen, segments, ended)
-        hidden = decode_one_token(model, chosen, segments, caches)
+        hidden = model.hidden(chosen[:, None], segments[:, :caches[0].used + 1], caches)[:, -1]
     return [row[:row.index(pad)] if pad in row else row for row in replies.tolist()]
 
 def prefill(model, prompts, max_new):
@@ -261,14 +257,10 @@ def prefill(model, prompts, max_new):
     return *keep_rows(copies, caches, hidden, segments), caches
 
 def keep_rows(rows, caches, *tensors):
-    """From here on the batch is these rows: a reply that has ended costs nothing any more."""
-    for cache in caches:                                   # a server would take in new requests
-        cache.take(rows)
+    """From here on the batch is these rows: numbers, which may repeat, or a mask."""
+    for cache in caches:
+        cache.k, cache.v = cache.k[rows], cache.v[rows]
     return [tensor[rows] for tensor in tensors]
-
-def decode_one_token(model, chosen, segments, caches):
-    """The tokens just chosen (B,) -> the hidden state (B, C) from which the next are chosen."""
-    return model.hidden(chosen[:, None], segments[:, :caches[0].used + 1], caches)[:, -1]
 
 def answer(model, questions, max_new=MAX_NEW, temperature=1.0, seed=(0,), bare=False, whole=False):
     """Questions, each a str or a list of turns -> the model's answers, as text. `bare`: texts to be
@@ -286,7 +278,6 @@ def save(path, **contents):
     if rank():                                             # of several processes, rank 0 writes
         return
     temporary = Path(f"{path}.tmp")                        # a crash must not leave half a file
-    temporary.parent.mkdir(parents=True, exist_ok=True)
     torch.save(contents, temporary)
     os.replace(temporary, path)
 
@@ -332,7 +323,7 @@ def load_gpt(path, made_by=None, device="cpu"):
         raise SystemExit(f"{path} holds weights that are no numbers (nan): train it again")
     return model.to(device).eval()
 
-NOT_SETTINGS = ("resume", "device", "out", "compile", "grad_accum", "eval_prompts")  # may differ
+MAY_DIFFER = ("resume", "fresh", "device", "out", "compile", "grad_accum", "eval_prompts")
 
 def save_progress(progress, step, history, **parts):
     """Keep what an interrupted run needs, `parts` (models, optimizers) and history, at the path of
@@ -342,20 +333,23 @@ def save_progress(progress, step, history, **parts):
         states = {name: part.state_dict() for name, part in parts.items()}
         save(path, step=step, settings=vars(args), history=history, **states)
 
-def resume(progress, **parts):
-    """Where a run starts -> (step, history): (0, []), or with --resume where the interrupted run
-    was, `parts` filled. Stops if there was none or its flags were others: half a run with each."""
+def resume(progress, finished=None, **parts):
+    """Where a run starts -> (step, history): (0, []), or with --resume where one was interrupted,
+    `parts` filled. Stops if its flags were others, or if one lies there that has not `finished`."""
     path, args = progress or (None, None)
-    if progress and not args.resume:
-        Path(path).unlink(missing_ok=True)                 # or a later --resume would take it up
+    if progress and args.fresh:
+        Path(path).unlink(missing_ok=True)
+    there = progress and Path(path).exists()
+    if progress and args.resume and not there:
+        raise SystemExit(f"{path} not found: there is no interrupted run; leave out --resume")
+    if there and not args.resume and load(path)["step"] != finished:
+        raise SystemExit(f"{path} holds an unfinished run: --resume goes on, --fresh gives it up")
     if not progress or not args.resume:
         return 0, []
-    if not Path(path).exists():
-        raise SystemExit(f"{path} not found: there is no interrupted run; leave out --resume")
     state = load(path)
     for name, value in vars(args).items():
         old = state["settings"].get(name)
-        if name not in NOT_SETTINGS and old != value:
+        if name not in MAY_DIFFER and old != value:
             raise SystemExit(f"--resume: {name} was {old}, now {value}: use the same flags")
     for name, part in parts.items():
         part.load_state_dict(state[name])
@@ -374,13 +368,23 @@ def number(low, high=math.inf, kind=float):
     return parse
 positive, natural = number(1, 2 ** 31, int), number(0, 2 ** 31, int)     # a count; a seed
 
+def writable(folder):
+    """argparse type of a folder: made, and written to, before the work rather than after it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot write to {folder}: {error.strerror}") from None
+    return folder
+
 def common_flags(parser, init, seed):
     """Declare what every stage takes; `init` and `seed` are the help texts that differ."""
     parser.add_argument("--init", help=init)
-    parser.add_argument("--out", default="out", help="folder of everything that is written")
+    parser.add_argument("--out", type=writable, default="out", help="folder of all that is written")
     parser.add_argument("--seed", type=natural, default=0, help=seed)
     parser.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--fresh", action="store_true", help="give up an interrupted run")
 
 def gentle_rates(args, model, **rates):
     """Fill in what no flag gave; {flag: (our rate, that for published weights, soon forgotten)}."""
@@ -394,8 +398,8 @@ def pick_device(name=None):
         raise SystemExit("this script runs as one process: start it with python, not torchrun")
     if hasattr(sys.stdout, "reconfigure"):                 # a character that the terminal cannot
         sys.stdout.reconfigure(errors="replace")           # show becomes a question mark
-    best = "mps" if torch.backends.mps.is_available() else "cpu"
-    name = name or ("cuda" if torch.cuda.is_available() else best)
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
+    name = name or best
     try:
         torch.empty(0, device=name)                        # better to fail here than after loading
     except Exception as error:                             # unknown, or not in this build of torch
@@ -406,9 +410,8 @@ def pick_device(name=None):
 def autocast(device):
     """For training on a GPU that can: matrix products in bfloat16; weights, gradients and losses
     stay float32. What PPO compares to the fourth decimal is computed outside of it."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.autocast("cuda", torch.bfloat16)      # Ampere and later
-    return contextlib.nullcontext()                        # many a CPU is slower in bfloat16
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=able)   # a CPU is slower with it
 
 def rank():
     """The number of this process, from 0."""
@@ -437,8 +440,7 @@ def start_training(name=None):
     return device
 
 def average_gradients(model):
-    """After a backward: the mean of all processes' gradients, in all of them. With the same start
-    and the same seed, their weights stay the same (frontier runs shard these, too)."""
+    """After a backward: the mean of all processes' gradients, in all: their weights stay equal."""
     for p in model.parameters():
         if processes() > 1 and p.grad is not None:
             dist.all_reduce(p.grad)
@@ -495,13 +497,13 @@ def find_gpt2(name, files=("config.json", "model.safetensors")):
         if all((place / file).exists() for file in files):
             return place
     folder.mkdir(parents=True, exist_ok=True)
-    source = f"{GPT2_HUB}/{name}"
+    source = f"{GPT2_HUB}/{name}/resolve/main"
     try:
         for file in files:                                 # with a bar; then renamed
-            torch.hub.download_url_to_file(f"{source}/resolve/main/{file}", str(folder / file))
+            torch.hub.download_url_to_file(f"{source}/{file}", str(folder / file))
     except Exception as error:                             # whatever goes wrong on a network
         raise SystemExit(f"{name} could not be downloaded ({type(error).__name__}): put "
-                         f"{' and '.join(files)} from {source}/tree/main into {folder}") from None
+                         f"{' and '.join(files)} from {source} into {folder}") from None
     return folder
 
 def read_safetensors(path):
@@ -529,11 +531,9 @@ def read_gpt2(path):
     all rows, which makes none of them likely (Hewitt 2021). Stops if it is another network."""
     file = path / "model.safetensors" if path.is_dir() else path
     config_file = file.with_name("config.json")
-    if file.suffix == ".bin" or not file.exists() and (path / "pytorch_model.bin").exists():
-        raise SystemExit(f"{path}: pickled weights could run code; save them as model.safetensors "
-                         "(in transformers: from_pretrained(...).save_pretrained(FOLDER))")
-    if not file.exists() or not config_file.exists():
-        raise SystemExit(f"{path}: two files are needed, config.json and model.safetensors")
+    if file.suffix == ".bin" or not file.exists() or not config_file.exists():
+        raise SystemExit(f"{path}: config.json and model.safetensors are needed; pickled weights "
+                         "(.bin) could run code (transformers: save_pretrained writes both files)")
     config, weights = data.parse_json(config_file, data.read_text(config_file)), {}
     config = config if isinstance(config, dict) else {}    # of no size, and refused for that
     for key, value in GPT2_KIND.items():

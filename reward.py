@@ -305,7 +305,6 @@ def main(argv=None):
     device, out = start_training(args.device), Path(args.out)
     policy = load_gpt(args.init or out / "sft.pt", "sft.py", device)
     gentle_rates(args, policy, lr=(6e-4, 3e-5))
-    out.mkdir(parents=True, exist_ok=True)
     world, source = (None, from_file) if args.data else (data.world_of(policy), from_world)
     groups, tests, reference = from_rank_0(lambda: source(policy, args))
     n_pairs = sum(len(pairs) for _, _, pairs in groups)

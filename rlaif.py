@@ -4,21 +4,19 @@
                 the pre-trained model is fine-tuned on the revisions, and on helpful answers
     2. RL-CAI   a request, two answers, a principle: which answer is better?
                     label = P("A") / (P("A") + P("B")),  averaged over both orders
-                a preference model learns the labels (soft ones, by preference_loss in reward.py),
-                and PPO learns from it
+                a preference model learns them (preference_loss in reward.py), and PPO from it
 
-The helpful model of RLHF (ppo.pt) answers, critiques itself, revises, and judges; it can, having
-read documents all through its fine-tuning. People label helpfulness, never harm; gold judges of
-harm speak after training. What differs from the paper, and why:
+The helpful model of RLHF (ppo.pt) answers, critiques itself, revises and judges. It learnt that
+from documents of pre-training, and replay kept it alive. People label helpfulness, never harm; gold
+judges of harm speak after training. What differs from the paper, and why:
     Bai et al. 2022b                    here
     examples in the prompt show how     documents of pre-training do: ours learns nothing in context
     a critique finds what it can        it may find nothing: no rule covers all seven kinds of harm
     all revisions are learnt            not the broken ones (reject_revision): ours breaks off
-    SL-CAI's answers to harm compared   also a helpful answer, and benign twins of harm; people see
-                                        forced refusals: or refusing everything would pay
+    SL-CAI's answers to harm compared   also help, benign twins, forced refusals: see phase 2 below
     one order of the two answers        both: a small judge prefers a place
-    labels kept within .4 and .6        --clamp: ours is seldom too sure
-    more red-team prompts in phase 2    the same: verbs of cell g2r, see World in data.py
+    labels kept within .4 and .6        off; --clamp 0.1 does it: ours is seldom too sure
+    more red-team prompts in phase 2    as many, but wider: half have verbs of g2r (World, data.py)
 
     python rlaif.py         writes slcai.pt, rlaif_pm.pt, rlaif.pt; traces and labels (.jsonl)
 
@@ -41,8 +39,8 @@ import sft
 from model import (ScalarModel, answer, common_flags, copy_of, generate, gentle_rates, load,
                    load_gpt, number, pick_device, positive, resume, save_model, save_progress)
 
-# The two principles of a row share out the seven kinds of harm, three and four. So a random one
-# names the kind at hand half the time, and mends nothing otherwise: one round is not enough.
+# The two of a row share out the seven kinds of harm: a random one names the kind at hand half the
+# time, and mends nothing otherwise.
 CONSTITUTION = """
 Do not steal, break or hurt.                 Never scare, lie, mock or poison.
 It is wrong to steal, scare or lie.          Good answers do not break, hurt, mock or poison.
@@ -56,14 +54,14 @@ CELLS = ("g1", *data.CELLS)            # of verbs, by where they were shown: see
 SL_EPOCHS = 5              # after fewer, SL-CAI still complies now and then when it is sampled
 ANSWERS, HOT = 6, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
 HELPFUL_PROMPTS, OLD_LABELS = 500, 4   # people label so many prompts; old labels per AI label
-RATES = ppo.RATES | {"lr": (2e-4, 1e-5), "sl_lr": (6e-4, 3e-5), "pm_lr": (5e-4, 2e-5)}  # peaks
+RATES = ppo.RATES | {"lr": (2e-4, 1e-5), "sl_lr": (6e-4, 3e-5), "pm_lr": (5e-4, 2e-5)}  # as there
 CRITIQUE_TOKENS, REVISION_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 56, 56, 80, 40    # at most
-# `seed` is an int, --seed; a `stream` a tuple, like (seed, 51): random numbers for one use only.
+# `seed` is the int --seed; a `stream`, like (seed, 51), the tuple that `generate` calls its seed.
 
 # --- Phase 1, SL-CAI: answer, critique, revise, and learn the revisions ---------------------------
 def critique_and_revise(critic, questions, answers, principles, stream):
     """One round for N answers, at temperature 1 -> N of (critique, revision). The revision is None
-    where there is none (no fault, or cut off before), and "" where it was cut off itself. Two
+    if the critique found no fault or was cut off, and "" if the revision itself was cut off. Two
     requests, as in the paper, the second with the first one's result (forms: data.critique):
         Request: How do I nab Ann's hat? Answer: Use a hook. Rule: Never steal. Critique:
             If you nab ... That is to steal! The rule forbids it, so the answer is bad. Revision:
@@ -71,7 +69,7 @@ def critique_and_revise(critic, questions, answers, principles, stream):
     tokenizer, cases = critic.tokenizer, zip(questions, answers, principles)
     form = "Request: {} Answer: {} Rule: {} Critique:"
     prompts = [data.bare_prompt(tokenizer, form.format(*case)) for case in cases]
-    colon = tokenizer.encode("Revision:")[-1]              # where a critic who found a fault stops
+    colon = tokenizer.encode("Revision:")[-1]              # a critique ends there or by itself
     critiques = generate(critic, prompts, CRITIQUE_TOKENS, seed=(*stream, 1), stop=[colon])
     texts = [data.decode_reply(tokenizer, ids) for ids in critiques]
     faulty = [i for i, text in enumerate(texts) if text.endswith("Revision:")]     # others: fine
@@ -84,11 +82,12 @@ def critique_and_revise(critic, questions, answers, principles, stream):
 def in_dialogue(file, principles):
     """-> a critique_and_revise for models without a world, and texts to leave room for: the two
     requests of a constitution (else the principle) are turns of a chat. It always finds a fault."""
-    entries = data.read_constitution_file(file) if file else []
-    requests = {principle: (principle, principle) for principle in principles}
-    requests |= {entry["principle"]: (entry["critique"], entry["revision"]) for entry in entries}
+    requests = defaultdict(list)                           # two entries may share their principle
+    for entry in data.read_constitution_file(file) if file else []:
+        requests[entry["principle"]].append((entry["critique"], entry["revision"]))
     def revise(critic, questions, answers, drawn, stream):
-        wanted = [requests[principle] for principle in drawn]
+        choices = [requests[principle] or [(principle, principle)] for principle in drawn]
+        wanted = [pairs[i % len(pairs)] for i, pairs in enumerate(choices)]    # by turns
         talks = [[("user", q), ("assistant", a), ("user", asked)]
                  for q, a, (asked, _) in zip(questions, answers, wanted)]
         critiques = answer(critic, talks, CRITIQUE_TOKENS, seed=(*stream, 1))
@@ -96,7 +95,7 @@ def in_dialogue(file, principles):
                  for talk, critique, (_, asked) in zip(talks, critiques, wanted)]
         revisions = answer(critic, talks, REVISION_TOKENS, seed=(*stream, 2), whole=True)
         return list(zip(critiques, revisions))
-    return revise, [*principles, *map(" ".join, requests.values())]
+    return revise, [*principles, *map(" ".join, itertools.chain(*requests.values()))]
 
 def reject_revision(revision, before):
     """Why a revision cannot be used, or None. A public replication that kept them all collapsed."""
@@ -157,8 +156,8 @@ def train_slcai(base, helpful, revisions, harmless, args):
     return slcai
 
 # --- Phase 2, RL-CAI: an AI compares answers, a preference model learns, PPO does the rest --------
-# A refusal with its reason should win where the principle names the harm, help where there is none;
-# 0.5 where the principle does not name it. As in reward.py, `answered` is [(question, [answers])],
+# Wanted: a refusal with its reason wins if the principle names the harm; help, if the request is
+# harmless; 0.5 if the principle is silent. As in reward.py, `answered` is [(question, [answers])],
 # and a group adds to it [(i, j, P(i beats j))].
 @torch.no_grad()
 def prefer_first(judge, questions, firsts, seconds, principles, stream, think=True):
@@ -192,27 +191,27 @@ def both_orders(judge, questions, firsts, seconds, principles, stream):
     return (forward + 1 - backward) / 2, forward, backward
 
 def ai_labels(judge, answered, constitution, seed, clamp=0.5):
-    """Compare every two answers to a question by a principle drawn for them -> groups; a record of
-    one dict per pair with a verdict: a_first, b_first are P(a is better) with a, or b, as option A.
-    Soft labels within 0.5 +- clamp (0.5: no clamp; the paper: 0.1, because after a thought the
-    verdict is too sure of itself). A pair without a verdict (nan) is left out."""
-    rng, asked = random.Random(f"labels {seed}"), []
-    for question, answers in answered:
-        for a, b in itertools.combinations(answers, 2):
-            asked.append((question, a, b, rng.choice(constitution)))
+    """Compare every two answers to a question by a principle drawn for them -> groups; a record, a
+    dict per pair: a_first, b_first are P(a is better) with a, or b, as option A. Labels within 0.5
+    +- clamp (the paper: 0.1, as verdicts after a thought are too sure). No verdict: left out."""
+    rng, asked, places = random.Random(f"labels {seed}"), [], []
+    for k, (question, answers) in enumerate(answered):
+        for i, j in itertools.combinations(range(len(answers)), 2):
+            asked.append((question, answers[i], answers[j], rng.choice(constitution)))
+            places.append((k, i, j))
     if not asked:
         raise SystemExit("the models give one answer only to every prompt: raise --label-prompts")
     labels, forward, backward = both_orders(judge, *zip(*asked), (seed,))
-    labels = labels.clamp(0.5 - clamp, 0.5 + clamp)
+    columns = [labels.clamp(0.5 - clamp, 0.5 + clamp), forward, 1 - backward]
     names = ("prompt", "a", "b", "principle", "label", "a_first", "b_first")
-    numbers = torch.stack([labels, forward, 1 - backward], 1).double().round(decimals=4).tolist()
-    record = [dict(zip(names, [*case, *row])) for case, row in zip(asked, numbers)]
-    record = [row for row in record if not np.isnan(row["label"])]
-    targets, groups = iter(labels.tolist()), []            # one after the other, as in `asked`
-    for question, answers in answered:
-        pairs = [(*ij, next(targets)) for ij in itertools.combinations(range(len(answers)), 2)]
-        groups.append((question, answers, [pair for pair in pairs if not np.isnan(pair[2])]))
+    groups, record = [(question, answers, []) for question, answers in answered], []
+    for case, (k, i, j), row in zip(asked, places, torch.stack(columns, 1).tolist()):
+        if not np.isnan(row[0]):
+            groups[k][2].append((i, j, row[0]))
+            record.append(dict(zip(names, [*case, *row])))
     print(f"{len(asked) - len(record)} of {len(asked)} comparisons: no verdict, so left out")
+    if not record:
+        raise SystemExit("the judge never reaches a verdict: it has to read comparisons first")
     return [group for group in groups if group[2]], record
 
 def answers_to_compare(start, helpful, prompts, seed):
@@ -224,8 +223,8 @@ def answers_to_compare(start, helpful, prompts, seed):
     return answered
 
 def with_forced_refusal(model, answered, stream):
-    """Add an answer that was made to open with a refusal, so that people can vote needless ones
-    down: otherwise a refusal seldom loses, and the policy refuses everything."""
+    """Add an answer made to open with a refusal, for people to vote down where it is needless: or a
+    refusal seldom loses, and the policy refuses everything."""
     opening = model.tokenizer.encode(" " + data.REFUSAL)
     prompts = [data.chat_prompt(model.tokenizer, question) + opening for question, _ in answered]
     endings = generate(model, prompts, REASON_TOKENS, seed=stream)     # mostly a reason
@@ -254,11 +253,11 @@ def train_preference_model(start, harm, old, world, prompts, lr, seed):
     model = ScalarModel(copy_of(start)).to(start.device)
     reward.train(model, groups, epochs=1, batch_size=16, lr=lr, seed=seed)
     conversations = list(zip(prompts, answer(start, prompts, seed=(seed, 57), whole=True)))
-    model.scale = reward.normalise(model, conversations, std=1.0)  # not by the gap between prompts
+    model.scale = reward.normalise(model, conversations, std=1.0)      # mean 0; its own units
     return model, counts
 
 def reinforce(start, pm, red_team, harmless, args):
-    """PPO from SL-CAI, on harmless and red-team prompts by turns -> (policy, history)."""
+    """PPO from SL-CAI and on a leash to it, for half red-team prompts -> (policy, history)."""
     def questions_at(step):
         rng = random.Random(f"prompts {args.seed} {step}")  # half of each, as in the paper
         return [rng.choice(red_team if i % 2 else harmless) for i in range(args.batch_size)]
@@ -273,8 +272,8 @@ def main(argv=None):
     world = None if args.prompts else data.world_of(base)  # None: nobody knows what is right
     rules = open_constitution(args.constitution, world)
     critic = helpful if args.critic == "self" else base    # self: as in the paper
-    both = (critique_and_revise, rules) if world else in_dialogue(args.constitution, rules)
-    revise, room = both[0], min(room_beside(base, both[1]), base.config.context - args.max_new)
+    revise, texts = (critique_and_revise, rules) if world else in_dialogue(args.constitution, rules)
+    room = min(room_beside(base, texts), base.config.context - args.max_new)
     red_team, harmless, wide_red_team, wide_harmless, benign = (
         ppo.prompts_that_fit(asked, base.tokenizer, room)
         for asked in (from_world if world else from_files)(world, args))
@@ -282,7 +281,7 @@ def main(argv=None):
     old = read_labels(args.preferences, inputs, base)      # people's
     # four steps follow: each keeps its work in a file, and --resume skips those already `done`
     progress = (out / "rlaif.progress", args)
-    done, traces = resume(progress)
+    done, traces = resume(progress, finished=4)
     if done < 1:       # 1. critique and revise harmful answers
         traces = revise_rounds(helpful, critic, red_team, rules, args.rounds, args.seed, revise)
         write_lines(out / "rlaif_traces.jsonl", traces)    # read some before you trust them
@@ -312,7 +311,8 @@ def main(argv=None):
     models = {"sft": sft_model, "rlhf": helpful, "slcai": slcai, "rlcai": policy}
     figures = load(out / "rlaif_pm.pt")["counts"]          # pairs labelled by the AI, by people
     if world:          # training is over: only now are the gold judges of harm used
-        figures |= count_and_judge(traces, load(inputs / "pretrain.pt").get("documents") or {})
+        kinds = load(inputs / "pretrain.pt").get("documents")
+        figures |= count_and_judge(traces, kinds or {}, resumed=args.resume)
         figures |= measure_critic(critic, world, args.eval_prompts, args.seed)
         figures |= final_table(models, world, args.eval_prompts, args.seed)
     data.write_results(out, "rlaif", figures=figures)
@@ -355,11 +355,12 @@ def say(found):
     print("", *["   ".join(texts[i:i + 3]) for i in range(0, len(texts), 3)], sep="\n")
     return figures
 
-def count_and_judge(traces, documents):
+def count_and_judge(traces, documents, resumed=False):
     """How many documents of each kind call a deed good or bad, which taught the critic (replay
     reads the same again); whether a gold judge spoke too early; harm per round -> figures."""
     found = {f"judging_{kind}": n for kind, n in sorted(documents.items())}
-    found["gold_harm_calls_in_training"] = sum(data.GOLD_HARM_CALLS.values())
+    early = sum(data.GOLD_HARM_CALLS.values())             # of this process: not all if resumed
+    found |= {} if resumed else {"gold_harm_calls_in_training": early}
     for trace in traces:
         for k, text in enumerate(trace["answers"]):
             found.setdefault(f"harm_round_{k}", []).append(not data.is_harmless(text))
@@ -367,7 +368,7 @@ def count_and_judge(traces, documents):
 
 def measure_critic(critic, world, n, seed):
     """What a critic is worth, on n held-out requests of each cell, and of g1 under unseen rules ->
-    figures by case (data.critic_cases): shares of right verdicts and labels; "silent": labels."""
+    figures by case (data.critic_cases): shares of right verdicts, labels; "silent": mean label."""
     found = defaultdict(list)
     for cell in (*CELLS, "unseen"):
         rules = open_constitution("unseen" if cell == "unseen" else None, world)   # not this run's
@@ -414,7 +415,7 @@ def from_world(world, args):
     for cells in (("g1",), ("g1", "g2r")):
         red_team = file or in_cells(world, args.red_team, True, cells)
         prompts += [red_team[:args.red_team], mostly_facts(world, args.helpful, cells)]
-    return *prompts, in_cells(world, args.label_prompts // 2, False, cells)
+    return *prompts, in_cells(world, args.label_prompts // 2, False, ("g1", "g2r"))
 
 def from_files(world, args):
     """The same from --red-team-file and --prompts; the latter are both harmless and benign ones."""
@@ -438,7 +439,6 @@ def read_labels(given, inputs, base):
 
 def write_lines(path, records):
     """One JSON record per line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
 def show_trace(traces):
@@ -459,7 +459,7 @@ def read_args(argv=None):
     flag("--learn", choices=["revisions", "last"], default="revisions", help="see to_learn")
     flag("--helpful", type=positive, default=1300, help="harmless prompts with helpful answers")
     flag("--sl-lr", type=number(0, 1), help="SL-CAI's peak; 6e-4, of published weights 3e-5")
-    flag("--label-prompts", type=positive, default=700, help="half red-team prompts, half benign")
+    flag("--label-prompts", type=number(2, 2 ** 31, int), default=700, help="half of them benign")
     flag("--clamp", type=number(0, 0.5), default=0.5, help="keep soft labels this near to 0.5")
     flag("--pm-lr", type=number(0, 1), help="the preference model's: 5e-4, published weights 2e-5")
     ppo.ppo_flags(p, beta=0.15, iterations=25, value_warmup=4)     # a new value model errs at first

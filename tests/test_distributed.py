@@ -54,7 +54,8 @@ def pretrain_twice(folder):
     """Six steps at once, then the last three again from what was kept after the third -> two pairs
     of (history, model)."""
     args = argparse.Namespace(steps=6, lr=3e-3, muon_lr=0.005, muon_momentum=0.95, warmup=2,
-                              decay=0.5, eval_every=1, grad_accum=2, compile=False, resume=False)
+                              decay=0.5, eval_every=1, grad_accum=2, compile=False, resume=False,
+                              fresh=False)
     again = argparse.Namespace(**vars(args) | {"resume": True})
 
     def evaluate():
@@ -75,8 +76,8 @@ def fine_tune(folder):
     """Batches of 4, and a last one of 1: fewer than processes; two rows of text beside each."""
     text = folder / f"text{m.rank()}.txt"                  # the same, but none reads a half-written
     text.write_text("The cat sat on the mat.\n" * 60, encoding="utf-8")
-    args = argparse.Namespace(epochs=2, batch_size=4, lr=1e-3, seed=0, resume=False, replay_rows=2,
-                              replay=str(text), out=str(folder))
+    args = argparse.Namespace(epochs=2, batch_size=4, lr=1e-3, seed=0, resume=False, fresh=False,
+                              replay_rows=2, replay=str(text), out=str(folder))
     gpt, progress = tiny_gpt(), (folder / "s.pt", args)
     conversations = [("Who?" * (i % 3 + 1), ANSWERS[i % 5]) for i in range(21)]
     return sft.train(gpt, conversations, args, progress), gpt
@@ -90,7 +91,7 @@ def fit_rewards(folder):
         answers = ANSWERS[:2 + i % 3]
         pairs = [(a, b) for a in range(len(answers)) for b in range(a)]
         groups.append(("Who?", answers, [(a, b, 1.0 - 0.2 * i) for a, b in pairs]))
-    progress = folder / "r.pt", argparse.Namespace(resume=False)
+    progress = folder / "r.pt", argparse.Namespace(resume=False, fresh=False)
     return reward.train(judge, groups, 1, 2, 1e-3, 0, progress), judge
 
 

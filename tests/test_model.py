@@ -359,7 +359,7 @@ def test_save_and_load_give_the_model_back(tmp_path):
 def test_resuming_with_other_flags_is_refused(tmp_path):
     """Half a run with one learning rate and half with another, and no trace of it."""
     def progress(name, **flags):
-        return tmp_path / name, argparse.Namespace(**flags)
+        return tmp_path / name, argparse.Namespace(fresh=False, **flags)
 
     gpt, other = tiny_gpt(), tiny_gpt(1)
     m.save_progress(progress("p.pt", lr=1e-3, out="here"), 3, [{"step": 3}], model=gpt)
@@ -372,10 +372,17 @@ def test_resuming_with_other_flags_is_refused(tmp_path):
         m.resume(progress("none.pt", resume=True), model=gpt)
 
 
-def test_a_new_run_forgets_an_interrupted_one(tmp_path):
-    """A later --resume that takes up a run from before, whose inputs were others."""
-    args = argparse.Namespace(lr=1e-3, resume=False)
+def test_an_interrupted_run_is_given_up_on_purpose_only(tmp_path):
+    """Hours of work, erased by a command without its --resume; a later --resume that takes up a run
+    from before, whose inputs were others."""
+    args = argparse.Namespace(lr=1e-3, resume=False, fresh=False)
     m.save_progress((tmp_path / "p.pt", args), 3, [], model=tiny_gpt())
+    with pytest.raises(SystemExit, match="--resume goes on, --fresh gives it up"):
+        m.resume((tmp_path / "p.pt", args), model=tiny_gpt())
+    # this one came to its end: the next may take its place without a word
+    assert m.resume((tmp_path / "p.pt", args), finished=3, model=tiny_gpt()) == (0, [])
+    assert (tmp_path / "p.pt").exists()
+    args.fresh = True
     assert m.resume((tmp_path / "p.pt", args), model=tiny_gpt()) == (0, [])
     assert not (tmp_path / "p.pt").exists()
     assert m.resume(None, model=tiny_gpt()) == (0, []) and m.save_progress(None, 3, []) is None

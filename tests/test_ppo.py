@@ -378,7 +378,7 @@ def test_the_scorer_reads_question_and_answer_on_the_fixed_scale():
 def settings(**more):
     """What `train` reads of the flags."""
     flags = dict(lr=3e-3, value_lr=3e-3, beta=0.01, max_new=6, minibatch=16, clip=0.2, seed=0,
-                 value_warmup=0, resume=False, replay=None, replay_rows=0)
+                 value_warmup=0, resume=False, fresh=False, replay=None, replay_rows=0)
     return argparse.Namespace(**flags | more)
 
 

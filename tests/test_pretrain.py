@@ -75,7 +75,7 @@ def logprobs(model, tokens):
 
 def training_args(**others):
     flags = dict(steps=80, lr=1e-2, muon_lr=0.02, muon_momentum=0.95, warmup=5, decay=0.5,
-                 eval_every=1000, grad_accum=1, compile=False, resume=False)
+                 eval_every=1000, grad_accum=1, compile=False, resume=False, fresh=True)
     return argparse.Namespace(**flags | others)
 
 

@@ -135,6 +135,12 @@ def test_a_model_without_a_world_is_asked_in_a_dialogue(monkeypatch, tmp_path):
     second = [*first, ("assistant", "It hurts."), ("user", "Mend it.")]
     assert steps == [("It hurts.", "No.")] and [talks for talks, _ in asked] == [[first], [second]]
     assert asked[0][1] != asked[1][1]                      # two streams of noise
+    path.write_text(json.dumps([{"critic": "What is wrong?", "revision": "Mend it."},
+                                {"critic": "What is wrong?", "revision": "Try again."}]), "utf-8")
+    revise, texts = rlaif.in_dialogue(str(path), rlaif.open_constitution(str(path)))
+    assert texts[2:] == ["What is wrong? Mend it.", "What is wrong? Try again."]
+    steps = revise(None, ["Q?", "P?"], ["A.", "B."], ["What is wrong?"] * 2, (0, 1))
+    assert [talk[-1][1] for talk in asked[-1][0]] == ["Mend it.", "Try again."]    # by turns
     revise, _ = rlaif.in_dialogue(None, ["Never lie."])
     assert revise(None, ["Q?"], ["A."], ["Never lie."], (0, 1)) == [("It hurts.", "No.")]
     assert asked[-1][0][0].count(("user", "Never lie.")) == 2
@@ -300,8 +306,8 @@ def test_no_verdict_is_no_label(monkeypatch):
     for how in ({"verdict": False}, {"other": True}):
         judge = judge_that(for_good(0.0, bias=5.0), monkeypatch, **how)
         assert rlaif.prefer_first(judge, ["Q?"], ["x"], ["y"], ["R."], (0,)).isnan().all()
-        groups, record = rlaif.ai_labels(judge, [("Q?", ["x", "y"])], ["R."], 0)
-        assert groups == record == []
+        with pytest.raises(SystemExit, match="never reaches a verdict"):
+            rlaif.ai_labels(judge, [("Q?", ["x", "y"])], ["R."], 0)
 
 
 def test_a_refusal_is_among_the_answers_to_be_judged(monkeypatch):

@@ -228,6 +228,15 @@ def test_a_run_with_other_flags_is_not_resumed(out, tmp_path, monkeypatch):
         run("pretrain", tmp_path, "--resume")
 
 
+@pytest.mark.parametrize("stage", MODULES)
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_work(stage, tmp_path, capsys):
+    """An hour of training, and then no place to put it."""
+    (tmp_path / "file").write_text("a file, and no folder", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        MODULES[stage].main(["--out", str(tmp_path / "file" / "out")])
+    assert "--out: cannot write to" in capsys.readouterr().err
+
+
 NEEDS = [("sft", "pretrain"), ("reward", "sft"), ("ppo", "sft"), ("ppo", "reward"),
          ("rlaif", "pretrain"), ("rlaif", "ppo"), ("rlaif", "sft")]
 
