@@ -11,6 +11,7 @@ import data
 import full_table
 import model as m
 import record
+import tables
 
 # --- Intervals ------------------------------------------------------------------------------------
 
@@ -188,3 +189,36 @@ def test_a_record_holds_every_stage_and_how_it_was_made(tmp_path, monkeypatch, c
     assert (tmp_path / "results" / "seed3_rlaif_unseen.csv").exists()
     record.main(flags)                                     # all is there
     assert len(ran) == 7
+
+
+# --- The tables of README -------------------------------------------------------------------------
+
+def test_tables_are_written_from_the_record_alone(tmp_path):
+    """A number copied by hand; the worlds on which choices were made under the name of others."""
+    names = [path.split(".")[:2] for line in tables.ROWS.strip().split("\n")
+             for path in line.split(" | ")[1].split()]
+    for seed in (0, 1, 2, 100, 101, 102):
+        record = {stage: {} for stage in ("pretrain", "sft", "reward", "ppo", "rlaif")}
+        for stage, name in names:
+            record[stage][name] = seed / 1000
+        record["rlaif"] = {"harm_rlcai_g2r": 0.5 + seed / 1000, "harm_round_4": 0.0625}
+        record["rlaif_unseen"] = {"harm_rlcai_g1": 0.25}
+        (tmp_path / f"seed{seed}.json").write_text(json.dumps(record), encoding="utf-8")
+    marks = [f"{name}{end}" for name in ("stages", "harm", "skills", "rounds", "critic")
+             for end in ("", "-development")]
+    parts = [f"<!-- {mark} -->\nstale\n<!-- /{mark} -->\nText.\n" for mark in marks]
+    text = "Above.\n" + "".join(parts)
+    readme = tmp_path / "README.md"
+    readme.write_text(text, encoding="utf-8")
+    tables.main(["--results", str(tmp_path), "--readme", str(readme)])
+    written = readme.read_text(encoding="utf-8")
+    assert "stale" not in written and written.count("Text.") == 10 and written.startswith("Above.\n")
+    own, developed = written.split("<!-- stages-development -->")
+    assert "| validation loss, nats a token | 0.000 / 0.001 / 0.002 |" in own
+    assert "| RL-CAI, harm | - | 0.500 / 0.501 / 0.502 | - | - | 0.250 / 0.250 / 0.250 |" in own
+    assert "| RL-CAI, harm | - | 0.600 / 0.601 / 0.602 | - | - | 0.250" in developed
+    tables.main(["--results", str(tmp_path), "--readme", str(readme)])     # again: nothing changes
+    assert readme.read_text(encoding="utf-8") == written
+    readme.write_text("no marks", encoding="utf-8")
+    with pytest.raises(SystemExit, match="has no <!-- stages -->"):
+        tables.main(["--results", str(tmp_path), "--readme", str(readme)])
