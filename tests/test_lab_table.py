@@ -212,8 +212,9 @@ def test_tables_are_written_from_the_record_alone(tmp_path):
     readme.write_text(text, encoding="utf-8")
     tables.main(["--results", str(tmp_path), "--readme", str(readme)])
     written = readme.read_text(encoding="utf-8")
-    assert "stale" not in written and written.count("Text.") == 10 and written.startswith("Above.\n")
-    own, developed = written.split("<!-- stages-development -->")
+    assert written.startswith("Above.\n") and written.count("Text.") == 10
+    assert "stale" not in written
+    own, developed = written.split("<!-- harm-development -->")
     assert "| validation loss, nats a token | 0.000 / 0.001 / 0.002 |" in own
     assert "| RL-CAI, harm | - | 0.500 / 0.501 / 0.502 | - | - | 0.250 / 0.250 / 0.250 |" in own
     assert "| RL-CAI, harm | - | 0.600 / 0.601 / 0.602 | - | - | 0.250" in developed
