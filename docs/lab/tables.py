@@ -46,7 +46,7 @@ CASES = {"verdict_covered": "verdicts: covered", "verdict_silent": "silent",
 def cell(records, path):
     """"ppo.kl.2" -> that figure of every record: "1.51 / 1.41 / 1.55"; "-" where one has none."""
     stage, name, digits = [*path.split("."), "3"][:3]
-    values = [record[stage].get(name) for record in records]
+    values = [record.get(stage, {}).get(name) for record in records]
     return "-" if None in values else " / ".join(f"{x:.{digits}f}" for x in values)
 
 def markdown(records, head, rows):
