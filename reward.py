@@ -9,8 +9,7 @@ Several answers to each prompt are sampled from the SFT model, some that belong 
 not always agree. The reward model never sees u. It learns from groups: a prompt, its different
 answers, and for each pair (i, j, target): `target` is the share of annotators who preferred i.
     ("Where does Ann live?", ["In Oslo.", "In Rome.", "Oslo!"], [(0, 1, 1.0), (0, 2, 2/3), ...])
-Eq. 1 takes the mean within each prompt first. Here all pairs count alike: a prompt has 2 to 11
-answers (8 samples, 3 strays), so 1 to 55 pairs, and a lone one would weigh as much as 55.
+Eq. 1 takes the mean within each prompt first; here all pairs count alike.
 
     python reward.py [--data FILE]      writes out/reward.pt; FILE: see read_preferences in data.py
     python reward.py --annotator curt   another taste (or chatty); yours: docs/lab/annotate.py
@@ -20,7 +19,6 @@ exceed the "ceiling", because the annotators disagree."""
 import argparse
 import itertools
 import json
-import math
 import random
 from pathlib import Path
 
@@ -107,9 +105,8 @@ def annotate(world, answered, seed, taste="polite", votes=1):
     for question, answers in answered:
         u, pairs = [data.utility(world, question, a, taste) for a in answers], []
         for i, j in itertools.combinations(range(len(answers)), 2):
-            p_first = 1 / (1 + math.exp(u[j] - u[i]))      # sigmoid(u_i - u_j)
-            for_first = sum(rng.random() < p_first for _ in range(votes))
-            pairs.append((i, j, for_first / votes))
+            p_first = 1 / (1 + np.exp(u[j] - u[i]))      # sigmoid(u_i - u_j)
+            pairs.append((i, j, sum(rng.random() < p_first for _ in range(votes)) / votes))
         groups.append((question, answers, pairs))
     return groups
 
@@ -121,7 +118,6 @@ def train(reward_model, groups, epochs, batch_size, lr, seed, progress=None):
     for epoch in range(epochs):
         order += np.random.default_rng([seed, 3, epoch]).permutation(len(batches)).tolist()
     freeze_words(reward_model)                             # or it learns the names by heart
-    # not AdamW: weight decay would pull at what the model has learnt before
     optimizer = torch.optim.Adam(reward_model.parameters(), lr=lr, betas=(0.9, 0.95))
     start, history = resume(progress, model=reward_model, optimizer=optimizer)
     bar = tqdm(range(start, len(order)), "reward", len(order), initial=start, unit="step")
@@ -225,14 +221,14 @@ def take_pairs(groups, n):
     return groups if n is None else groups[:np.searchsorted(totals, n) + 1]
 
 def write_preferences(path, groups, votes=1):
-    """A line for each pair: prompt, chosen, rejected, and if several voted, votes: for, against."""
+    """A line for each pair: prompt, chosen, rejected, votes: [for the chosen one, against it]."""
     with open(path, "w", encoding="utf-8") as file:
         for question, answers, pairs in groups:
             for i, j, target in pairs:
                 a, b = (i, j) if target > 0.5 else (j, i)  # a won
-                record = {"prompt": question, "chosen": answers[a], "rejected": answers[b]}
                 most = round(votes * max(target, 1 - target))
-                record |= {"votes": [most, votes - most]} if votes > 1 else {}
+                record = {"prompt": question, "chosen": answers[a], "rejected": answers[b],
+                          "votes": [most, votes - most]}
                 file.write(json.dumps(record) + "\n")
 
 def groups_from_file(path, model):
@@ -261,13 +257,15 @@ def load_reward(path, policy):
 
 def from_world(policy, args):
     """Labels of the simulated annotators, also written to a file -> groups to learn from; held-out
-    [(question, answers)]; conversations whose scores shall have mean 0 and standard deviation 1."""
-    world, seed = data.world_of(policy), args.seed
+    [(question, answers)], plain and hard ones; what to score 0 in the mean, with deviation 1."""
+    world, seed, k = data.world_of(policy), args.seed, args.answers
     questions = preference_prompts(world, "train", args.prompts)
-    answered = sample_answers(policy, questions, args.answers, (seed, 31), args.hot)
-    tests = sample_answers(policy, preference_prompts(world, "test", 300), args.answers, (seed, 32))
-    if not answered or not tests:
+    answered = sample_answers(policy, questions, k, (seed, 31), args.hot)
+    plain = sample_answers(policy, preference_prompts(world, "test", 300), k, (seed, 32))
+    hard = sample_answers(policy, [question for question, _ in plain], k, (seed, 34), args.hot)
+    if not answered or not plain or not hard:
         raise SystemExit("one answer only to every question: raise --prompts or --answers")
+    tests = {"": plain, "_hard": with_strays(world, hard)}
     groups = annotate(world, with_strays(world, answered), seed, args.annotator, args.votes)
     groups, asked = take_pairs(groups, args.pairs), questions[:500]    # enough for a scale
     write_preferences(Path(args.out, "preferences.jsonl"), groups, args.votes)
@@ -282,7 +280,7 @@ def from_file(policy, args):
     tests, groups = groups[:len(groups) // 10], groups[len(groups) // 10:]
     if all(label[2] == 0.5 for _, _, labels in tests for label in labels):
         raise SystemExit(f"{args.data}: the held-out labels are all ties: give more preferences")
-    return groups, tests, [(q, a) for q, answers, _ in groups[:500] for a in answers]
+    return groups, {"": tests}, [(q, a) for q, answers, _ in groups[:500] for a in answers]
 
 def read_args(argv=None):
     """The flags of this stage."""
@@ -316,9 +314,12 @@ def main(argv=None):
     finish_training()                                      # only one of several processes goes on
     rm.scale, rm.taste = normalise(rm, reference), args.annotator if world else None
     save_model(out / "reward.pt", rm, scale=rm.scale, taste=rm.taste)
-    figures = evaluate(rm, world, tests, rm.taste) if world else agreement(rm, tests)
-    data.write_results(out, "reward", history, {"pairs": n_pairs} | figures)
-    question, answers = tests[0][:2]                       # to show what a score is
+    figures = {"pairs": n_pairs}
+    for name, cases in tests.items():
+        found = evaluate(rm, world, cases, rm.taste) if world else agreement(rm, cases)
+        figures |= {f"{what}{name}": value for what, value in found.items()}
+    data.write_results(out, "reward", history, figures)
+    question, answers = tests[""][0][:2]                   # to show what a score is
     print(f"\n{question}  (0: mean of the reference answers, +1: a standard deviation above it)")
     for text, raw in zip(answers, score_texts(rm, [(question, a) for a in answers]).tolist()):
         print(f"  {(raw - rm.scale['mean']) / rm.scale['std']:+.2f}  {text}")

@@ -134,12 +134,12 @@ def to_learn(traces, which="revisions"):
         pairs += [(trace["question"], text) for text in made]
     return pairs
 
-def mostly_facts(world, n, cells=("g1",)):
-    """n harmless prompts, three in four about facts. These keep knowledge in use; every how-to
-    answer also teaches that how-to requests get answered, even unfamiliar harmful ones."""
+def harmless_prompts(world, n, cells=("g1",)):
+    """n harmless prompts, facts and how-to by turns. Facts keep knowledge in use; a how-to request
+    that gets its answer says that refusing all how-to would be wrong."""
     facts = reward.preference_prompts(world, "train", 2 * n)[1::2]
-    how_to = in_cells(world, n, False, cells)
-    return [facts[i] if i % 4 else how_to[i // 4] for i in range(n)]
+    by_turns = zip(facts, in_cells(world, n, False, cells))
+    return [*itertools.chain(*by_turns)][:n]
 
 def in_cells(world, n, harmful, cells):
     """n questions how to do an act, of these cells by turns."""
@@ -414,7 +414,7 @@ def from_world(world, args):
     file, prompts = args.red_team_file and data.read_prompts(args.red_team_file), []
     for cells in (("g1",), ("g1", "g2r")):
         red_team = file or in_cells(world, args.red_team, True, cells)
-        prompts += [red_team[:args.red_team], mostly_facts(world, args.helpful, cells)]
+        prompts += [red_team[:args.red_team], harmless_prompts(world, args.helpful, cells)]
     return *prompts, in_cells(world, args.label_prompts // 2, False, ("g1", "g2r"))
 
 def from_files(world, args):
@@ -462,7 +462,7 @@ def read_args(argv=None):
     flag("--label-prompts", type=number(2, 2 ** 31, int), default=700, help="half of them benign")
     flag("--clamp", type=number(0, 0.5), default=0.5, help="keep soft labels this near to 0.5")
     flag("--pm-lr", type=number(0, 1), help="the preference model's: 5e-4, published weights 2e-5")
-    ppo.ppo_flags(p, beta=0.15, iterations=25, value_warmup=4)     # a new value model errs at first
+    ppo.ppo_flags(p, beta=0.05, iterations=25, value_warmup=4)     # a new value model errs at first
     flag("--critic", choices=["self", "base"], default="self", help="who critiques and judges")
     flag("--inputs", help="folder of pretrain.pt, sft.pt, ppo.pt, preferences.jsonl; default: OUT")
     flag("--red-team-file", help="red-team prompts, one per line or JSON; default: the world's")

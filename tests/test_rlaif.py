@@ -162,18 +162,18 @@ def test_the_prompts_are_those_of_the_documents():
         assert places == sorted(places)
 
 
-def test_three_in_four_harmless_prompts_are_about_facts():
-    """How-to questions without a limit: they draw the line between harmless and harmful, and
-    unfamiliar harmful verbs end up on the wrong side."""
+def test_harmless_prompts_are_facts_and_how_to_by_turns():
+    """Facts alone, and every how-to request is refused; how-to alone, and the facts are forgotten.
+    """
     world = data.World(100)
-    asked = [world.parse_question(q) for q in rlaif.mostly_facts(world, 400)]
+    asked = [world.parse_question(q) for q in rlaif.harmless_prompts(world, 400)]
     how_to = [a for a in asked if isinstance(a, data.Act)]
-    assert len(asked) == 400 and len(how_to) == 100
+    assert len(asked) == 400 and len(how_to) == 200 and how_to == asked[1::2]
     assert not any(a.verb.harmful or a.verb.cell != "g1" for a in how_to)
-    wide = [world.parse_question(q) for q in rlaif.mostly_facts(world, 400, ("g1", "g2r"))]
+    wide = [world.parse_question(q) for q in rlaif.harmless_prompts(world, 400, ("g1", "g2r"))]
     cells = [a.verb.cell for a in wide if isinstance(a, data.Act)]
-    assert cells == ["g1", "g2r"] * 50
-    assert len({a.person for a in how_to}) > 30 and len({person for person, _ in asked[1::4]}) > 30
+    assert cells == ["g1", "g2r"] * 100
+    assert len({a.person for a in how_to}) > 30 and len({person for person, _ in asked[::2]}) > 30
 
 
 GOOD, HALF = {"revision": "Second.", "dropped": None}, {"revision": "x", "dropped": "unfinished"}

@@ -1,6 +1,7 @@
 """What reaches what. The formulas have tests of their own; here each stage runs once, tiny, and
 what its main passes on (which model, which prompts, which labels, which rate) is written down and
 compared with a table that reads like the stage's docstring."""
+import json
 import os
 import subprocess
 import sys
@@ -178,20 +179,26 @@ def test_the_reward_model_compares_answers_of_the_sft_model(folder, tmp_path, mo
     spy(monkeypatch, reward, "normalise", lambda rm, conversations: scaled.append(
         kinds([q for q, _ in conversations])))
     spy(monkeypatch, reward, "evaluate", lambda rm, world, tests, taste: judged.append(
-        ([q for q, _ in tests], taste)))
+        (tests, taste)))
     flags = f"--prompts 60 --answers 4 --batch-size 20 --annotator curt --out {tmp_path}"
     reward.main([*flags.split(), "--lr", "0.001", "--device", "cpu", "--init",
                  str(folder / "sft.pt")])
     learn = ["benign g1 train", "fact demo", "fact train"]
     held_out = ["benign g1 test", "fact test"]
-    assert asked[:5] == [("sft", 1.0, learn), ("sft", 1.4, learn),         # half of them hot
-                         ("sft", 1.0, held_out), ("sft", 1.0, held_out), ("sft", 1.0, learn)]
+    assert asked[:7] == [("sft", 1.0, learn), ("sft", 1.4, learn),         # half of them hot
+                         ("sft", 1.0, held_out), ("sft", 1.0, held_out),
+                         ("sft", 1.0, held_out), ("sft", 1.4, held_out), ("sft", 1.0, learn)]
     (start, groups), = trained
     assert start == "sft" and kinds([q for q, *_ in groups]) == learn and scaled == [learn]
     for question, answers, _ in groups:                    # one to three answer something else
         assert 1 <= sum(not text.startswith(question) for text in answers) <= 3
-    (tests, taste), = judged
-    assert kinds(tests) == held_out and taste == "curt"
+    (plain, taste), (hard, also) = judged
+    assert kinds([q for q, _ in plain]) == kinds([q for q, _ in hard]) == held_out
+    assert taste == also == "curt"
+    strays = [sum(not text.startswith(q) for text in answers) for q, answers in [*plain, *hard]]
+    assert not any(strays[:len(plain)]) and all(strays[len(plain):])
+    figures = json.loads((tmp_path / "reward.json").read_text(encoding="utf-8"))
+    assert {"accuracy", "accuracy_hard", "ceiling_hard", "pairs"} <= set(figures)
     assert [rate for (rate,), _ in steps] == pytest.approx(
         [1e-3 * (i + 1) / 10 * (1 - i / 3) for i in range(3)])     # 60 groups, 20 a step
 
@@ -347,7 +354,7 @@ copy of slcai learns people's labels of 3 answers of old to ['fact demo'], lr 0.
 copy of slcai learns an AI's labels of answers of slcai to WIDE, lr 0.0005
 copy of slcai learns people's labels of answers of slcai to HARMLESS, lr 0.0005
 its scale: answers of ['slcai'] to ASKED
-PPO moves copy of slcai with a value from slcai, beta 0.15, lr 0.0002
+PPO moves copy of slcai with a value from slcai, beta 0.05, lr 0.0002
 PPO asks ALL, harmful {0.5}
 helpful is measured as a critic
 evaluated: sft is sft, rlhf is helpful, slcai is slcai, rlcai is rlaif

@@ -50,8 +50,7 @@ def main(argv=None):
     world, critic = data.world_of(base), helpful if args.critic == "self" else base
     rules = rlaif.open_constitution(args.constitution, world)
     old = rlaif.read_labels(args.preferences, inputs, base)
-    facts = rlaif.mostly_facts(world, args.helpful)
-    facts = [question for i, question in enumerate(facts) if i % 4]    # the others are how-to
+    facts = rlaif.harmless_prompts(world, args.helpful)[::2]       # the others are how-to
 
     asked = mixture(world, args.red_team // 2, ("g1",), args.seed)
     traces = rlaif.revise_rounds(helpful, critic, asked, rules, args.rounds, args.seed)
