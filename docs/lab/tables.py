@@ -26,7 +26,8 @@ facts, greedy; sampled | sft.fact_accuracy_undemonstrated sft.fact_accuracy_unde
 how-to, greedy; sampled | sft.howto_accuracy_heldout sft.howto_accuracy_heldout_t1
 second turns ("And Tom?"), greedy; ends by itself | sft.second_turn_accuracy sft.stops
 accuracy on held-out pairs; the ceiling | reward.accuracy reward.ceiling
-share of the way from chance to the ceiling | reward.share_of_ceiling
+the same with hot answers and strays among them | reward.accuracy_hard reward.ceiling_hard
+share of the way from chance to the ceiling | reward.share_of_ceiling reward.share_of_ceiling_hard
 calibration error | reward.calibration_error
 correlation with gold utility | reward.correlation
 P(the longer of two equally good answers wins) | reward.longer_wins
