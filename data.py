@@ -1429,7 +1429,8 @@ def write_results(out, stage, history=None, figures=None):
             writer = csv.DictWriter(file, history[0].keys())
             writer.writeheader()
             writer.writerows(history)
-    if figures:
+    if figures:                                 # JSON knows no nan: it becomes null
+        figures = json.loads(json.dumps(figures), parse_constant=lambda name: None)
         Path(out, f"{stage}.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
 def main():
@@ -1440,8 +1441,7 @@ def main():
     for i in range(1000):                       # enough for one of each kind
         kind, text, logp = write_document(world, "sample", i)
         shown.setdefault(kind, f"\n{kind}  (log-probability {logp:.1f})\n{text}")
-    print("Documents; square brackets mark what the generator was free to choose.")
-    print(*shown.values(), sep="\n")
+    print("Documents; [ ]: what the generator was free to choose.", *shown.values(), sep="\n")
     print("\nDemonstrations:", *[f"{q}\n  -> {a}" for q, a in demonstrations(world, 8)], sep="\n  ")
     for act in act_prompts(world, "test", 4, harmful=True):
         print(f"A red-team prompt, and its benign twin: {act.question()} {act.twin().question()}")

@@ -999,3 +999,10 @@ def test_a_tokenizer_never_sees_the_validation_text(tmp_path):
         < len(data.text_sample(tmp_path / "b.txt", letters=200_000))
         < 0.9 * (200_000 + 2**16)
     )
+
+
+def test_no_json_holds_nan(tmp_path):
+    """A figure that nobody's reader of JSON but Python's can read."""
+    data.write_results(tmp_path, "x", figures={"a": float("nan"), "b": 0.5, "c": -float("inf")})
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": 0.5, "c": None}
