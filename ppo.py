@@ -331,7 +331,7 @@ def ppo_flags(parser, **defaults):
     flag("--minibatch", type=positive, default=64, help="answers an optimizer step")
     replay_flags(parser, rows=2)
     flag("--clip", type=number(0, 99), default=0.2, help="how far ratio and value may move")
-    flag("--lr", type=number(0, 1), help="peak; 1.5e-4, rlaif.py 2e-4; published weights 1e-5")
+    flag("--lr", type=number(0, 1), help="the policy's peak; 1.5e-4, published weights 1e-5")
     flag("--value-lr", type=number(0, 1), help="the value model's; 5e-4, published weights 1e-5")
     flag("--value-warmup", type=int, default=0, help="iterations of the value alone")
     parser.set_defaults(**defaults)

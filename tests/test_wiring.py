@@ -354,7 +354,7 @@ copy of slcai learns people's labels of 3 answers of old to ['fact demo'], lr 0.
 copy of slcai learns an AI's labels of answers of slcai to WIDE, lr 0.0005
 copy of slcai learns people's labels of answers of slcai to HARMLESS, lr 0.0005
 its scale: answers of ['slcai'] to ASKED
-PPO moves copy of slcai with a value from slcai, beta 0.05, lr 0.0002
+PPO moves copy of slcai with a value from slcai, beta 0.1, lr 0.00015
 PPO asks ALL, harmful {0.5}
 helpful is measured as a critic
 evaluated: sft is sft, rlhf is helpful, slcai is slcai, rlcai is rlaif
