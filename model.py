@@ -497,20 +497,18 @@ def find_gpt2(name, files=("config.json", "model.safetensors")):
         if all((place / file).exists() for file in files):
             return place
     folder.mkdir(parents=True, exist_ok=True)
-    source = f"{GPT2_HUB}/{name}/resolve/main"
+    source = f"{GPT2_HUB}/{name}"
     try:
         for file in files:                                 # with a bar; then renamed
-            torch.hub.download_url_to_file(f"{source}/{file}", str(folder / file))
+            torch.hub.download_url_to_file(f"{source}/resolve/main/{file}", str(folder / file))
     except Exception as error:                             # whatever goes wrong on a network
         raise SystemExit(f"{name} could not be downloaded ({type(error).__name__}): put "
-                         f"{' and '.join(files)} from {source} into {folder}") from None
+                         f"{' and '.join(files)} from {source}/tree/main into {folder}") from None
     return folder
 
 def read_safetensors(path):
     """{name: tensor} of a file: 8 bytes, a header's length; the header, JSON; the raw numbers."""
-    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    with data.open_text(path):                             # stops if it is a git-lfs pointer
-        tensors = {}
+    dtypes, tensors = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}, {}
     try:
         raw = np.memmap(path, np.uint8, mode="r")
         start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
@@ -521,6 +519,8 @@ def read_safetensors(path):
                 numbers = torch.from_numpy(raw[start + first:start + last].copy())
                 tensors[name] = numbers.view(dtypes[entry["dtype"]]).view(entry["shape"])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if Path(path).read_bytes()[:8] == b"version ":
+            raise SystemExit(f"{path} is a git-lfs pointer: run `git lfs pull`") from None
         raise SystemExit(f"{path} is cut short, or is not a safetensors file "
                          f"({type(error).__name__}): delete it and fetch it again") from None
     return tensors

@@ -189,6 +189,19 @@ def test_what_is_not_gpt2_is_refused_in_one_sentence(fault, says, tiny, tmp_path
     assert "\n" not in str(refusal.value) and str(tmp_path) in str(refusal.value)
 
 
+def test_a_header_of_any_length_is_read(tiny, tmp_path):
+    """The length of the header comes first in the file: if it is a multiple of 256, its first byte
+    is a 0, with which no text begins."""
+    shutil.copytree(tiny[1], tmp_path, dirs_exist_ok=True)
+    raw = (tmp_path / "model.safetensors").read_bytes()
+    length, = struct.unpack("<Q", raw[:8])
+    for padded in (-(-length // 256) * 256, -(-length // 256) * 256 + 8):
+        header = raw[8:8 + length].ljust(padded)
+        body = struct.pack("<Q", padded) + header + raw[8 + length:]
+        (tmp_path / "model.safetensors").write_bytes(body)
+        assert m.load_gpt(tmp_path).config == m.load_gpt(tiny[1]).config
+
+
 @pytest.fixture
 def caches(tmp_path, monkeypatch):
     """Empty caches of PyTorch and Hugging Face, and a working folder with nothing named gpt2."""
