@@ -339,6 +339,8 @@ def test_a_key_that_changes_the_meaning_is_not_ignored(change, why, tmp_path):
       "completion": {"role": "assistant", "content": "Yes."}}, said("Hi?", "Yes.")),
     ({"instruction": "And?", "output": "No.", "history": [["Hi?", "Yes."]], "system": "Be kind."},
      said("Be kind.\n\nHi?", "Yes.", "And?", "No.")),
+    ({"instruction": "And?", "output": "No.", "history": [["Hi?", "Yes."], ["So?", "Well."]]},
+     said("Hi?", "Yes.", "So?", "Well.", "And?", "No.")),              # the oldest exchange first
     ({"prompt": "Human: Hi?\n\nAssistant:", "completion": "Yes."}, said("Hi?", "Yes.")),
 ])
 def test_usual_shapes_are_read(record, turns, tmp_path, capsys):

@@ -280,6 +280,16 @@ def test_the_fine_is_for_leaving_the_reference():
     assert torch.allclose(batch["kl"], (kl * batch["mask"]).sum(1), atol=1e-3)
 
 
+def test_a_tokens_baseline_has_not_read_that_token():
+    """The value after a choice in the place of the value before it: it knows what it should
+    foretell, and the advantage of every choice shrinks to nothing."""
+    _, _, value, batch = real_rollout()
+    for t in range(1, batch["tokens"].shape[1]):           # all that was read before token t
+        before = value(batch["tokens"][:, :t], batch["segments"][:, :t])[:, -1]
+        here = batch["mask"][:, t - 1] == 1                # [:, t-1] is the choice of token t
+        assert torch.allclose(batch["values"][here, t - 1], before[here], atol=1e-4)
+
+
 def test_an_answer_that_does_not_end_gets_the_fixed_score():
     """A reward model asked about unfinished text, which it has never seen: policies learn never to
     stop."""
