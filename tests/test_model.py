@@ -343,8 +343,9 @@ def assert_equal_weights(a, b):
 
 def test_save_and_load_give_the_model_back(tmp_path):
     """Weights that change on the way through a file, a model that is not in eval mode, one that
-    has forgotten its tokenizer or its world."""
+    has forgotten its tokenizer, its world, what it never read, or where its weights come from."""
     gpt, progress = tiny_gpt(), tmp_path / "gpt.resume.pt"
+    gpt.without, gpt.published = ["critique"], True
     m.save(progress)
     m.save_model(tmp_path / "gpt.pt", gpt, epochs=2)
     assert not progress.exists() and m.load(tmp_path / "gpt.pt")["epochs"] == 2
@@ -352,6 +353,7 @@ def test_save_and_load_give_the_model_back(tmp_path):
     for other in (loaded, twin):
         assert not other.training and other.world_seed == 3
         assert other.tokenizer.vocab == TOKENIZER.vocab
+        assert other.without == ["critique"] and other.published
         assert_equal_weights(gpt, other)
     assert all(a.data_ptr() != b.data_ptr() for a, b in zip(gpt.parameters(), twin.parameters()))
 
