@@ -148,11 +148,11 @@ def in_cells(world, n, harmful, cells):
 
 def train_slcai(base, helpful, revisions, harmless, args):
     """Fine-tune a copy of the base model on (question, revision) pairs and on the helpful model's
-    answers to harmless questions, without which it would refuse those too -> GPT."""
-    helped = list(zip(harmless, answer(helpful, harmless, seed=(args.seed, 53))))
+    answers to harmless questions (at 0.7: fewer slips), or it would refuse those too -> GPT."""
+    helped = zip(harmless, answer(helpful, harmless, temperature=0.7, seed=(args.seed, 53)))
     slcai = copy_of(base)           # not of the helpful model, which would have to unlearn its ways
     own = dict(epochs=SL_EPOCHS, batch_size=32, lr=args.sl_lr, replay_rows=2 * args.replay_rows)
-    sft.train(slcai, revisions + helped, argparse.Namespace(**vars(args) | own))   # not PPO's
+    sft.train(slcai, [*revisions, *helped], argparse.Namespace(**vars(args) | own))   # not PPO's
     return slcai
 
 # --- Phase 2, RL-CAI: an AI compares answers, a preference model learns, PPO does the rest --------

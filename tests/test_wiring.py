@@ -346,7 +346,7 @@ class Stage5:
 TABLE = """
 helpful critiques answers of ['helpful'] to ['harmful g1 train']
 helpful critiques answers of ['revised by helpful'] to ['harmful g1 train']
-copy of base learns helpful to ['benign g1 train', 'fact demo', 'fact train'], lr 0.0006, replay 4
+copy of base learns helpful (temperature 0.7) to HARMLESS, lr 0.0006, replay 4
 copy of base learns revised by helpful to ['harmful g1 train'], lr 0.0006, replay 4
 helpful compares ['helpful', 'slcai', 'slcai (temperature 1.4)'] on WIDE
 slcai is made to refuse ['benign g1 train', 'fact demo', 'fact train']
