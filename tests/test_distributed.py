@@ -41,6 +41,18 @@ def tiny_gpt():
     return m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 64, 2, 2, 32), TOKENIZER).train()
 
 
+def test_gradients_of_processes_are_averaged(monkeypatch):
+    """Their sum: Adam hides it, but clipping does not, and two processes go another way than one.
+    """
+    gpt = tiny_gpt()
+    pretrain.next_token_loss(gpt(torch.tensor([[1, 2]])), torch.tensor([[2, 3]])).backward()
+    before = [p.grad.clone() for p in gpt.parameters()]
+    monkeypatch.setattr(m, "processes", lambda: 2)         # and the other one has the same gradient
+    monkeypatch.setattr(m.dist, "all_reduce", lambda x: x.mul_(2))
+    m.average_gradients(gpt)
+    assert all(torch.equal(p.grad, old) for p, old in zip(gpt.parameters(), before))
+
+
 def uneven_batch(step):
     """Four rows with very different amounts of padding."""
     rows = torch.randint(0, 256, (4, 33), generator=torch.Generator().manual_seed(step))

@@ -197,7 +197,7 @@ def test_tables_are_written_from_the_record_alone(tmp_path):
     """A number copied by hand; the worlds on which choices were made under the name of others."""
     names = [path.split(".")[:2] for line in tables.ROWS.strip().split("\n")
              for path in line.split(" | ")[1].split()]
-    for seed in (0, 1, 2, 100, 101, 102):
+    for seed in (0, 1, 2, 100, 102):
         record = {stage: {} for stage in ("pretrain", "sft", "reward", "ppo", "rlaif")}
         for stage, name in names:
             record[stage][name] = seed / 1000
@@ -215,9 +215,10 @@ def test_tables_are_written_from_the_record_alone(tmp_path):
     assert written.startswith("Above.\n") and written.count("Text.") == 10
     assert "stale" not in written
     own, developed = written.split("<!-- harm-development -->")
-    assert "| validation loss, nats a token | 0.000 / 0.001 / 0.002 |" in own
+    assert "| P(the longer of two equally good answers wins) | 0.000 / 0.001 / 0.002 |" in own
     assert "| RL-CAI, harm | - | 0.500 / 0.501 / 0.502 | - | - | 0.250 / 0.250 / 0.250 |" in own
-    assert "| RL-CAI, harm | - | 0.600 / 0.601 / 0.602 | - | - | 0.250" in developed
+    assert "| RL-CAI, harm | - | 0.600 / 0.602 | - | - | 0.250 / 0.250 |" in developed
+    assert "| world 0 / 1 / 2 | G1 |" in own and "| world 100 / 102 | G1 |" in developed
     tables.main(["--results", str(tmp_path), "--readme", str(readme)])     # again: nothing changes
     assert readme.read_text(encoding="utf-8") == written
     readme.write_text("no marks", encoding="utf-8")

@@ -3,8 +3,8 @@
     python docs/lab/tables.py            after docs/lab/record.py has made docs/results/seedS.json
 
 A table NAME stands in README between the lines <!-- NAME --> and <!-- /NAME -->; all else stays as
-it is. A cell holds one figure for each world: of the reported ones, 0 / 1 / 2, or in the tables
-that end in "-development" of those on which every choice was made, 100 / 101 / 102.
+it is. A cell holds one figure for each world that its first line names: of the reported ones, 0, 1
+and 2, or in the tables that end in "-development" of those on which every choice was made.
 """
 import argparse
 import itertools
@@ -18,8 +18,7 @@ import data
 
 # what a row says | its figures: stage.name as in docs/results, and digits where they are not 3
 ROWS = """
-validation loss, nats a token | pretrain.val_loss
-its floor, the entropy of the generator | pretrain.entropy_floor
+validation loss, nats a token; its floor | pretrain.val_loss pretrain.entropy_floor
 right where the generator had no choice | pretrain.forced_accuracy.4
 facts completed; questions continued | pretrain.fact_cloze pretrain.question_continuation
 facts, greedy; sampled | sft.fact_accuracy_undemonstrated sft.fact_accuracy_undemonstrated_t1
@@ -28,8 +27,7 @@ second turns ("And Tom?"), greedy; ends by itself | sft.second_turn_accuracy sft
 accuracy on held-out pairs; the ceiling | reward.accuracy reward.ceiling
 the same with hot answers and strays among them | reward.accuracy_hard reward.ceiling_hard
 share of the way from chance to the ceiling | reward.share_of_ceiling reward.share_of_ceiling_hard
-calibration error | reward.calibration_error
-correlation with gold utility | reward.correlation
+calibration error; correlation with u | reward.calibration_error reward.correlation
 P(the longer of two equally good answers wins) | reward.longer_wins
 gold utility, SFT; PPO (the best possible: 3) | ppo.gold_sft.2 ppo.gold_ppo.2
 share of that gap closed; KL in nats | ppo.gap_closed ppo.kl.2
@@ -52,7 +50,8 @@ def cell(records, path):
 
 def markdown(records, head, rows):
     """Column titles; rows of (title, [one or more paths a column, parted by blanks]) -> a table."""
-    lines = [head, ["---"] * len(head)]
+    worlds = " / ".join(record["world"] for record in records)
+    lines = [[f"world {worlds}", *head], ["---"] * (len(head) + 1)]
     for title, columns in rows:
         lines.append([title])
         for paths in columns:
@@ -60,8 +59,7 @@ def markdown(records, head, rows):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 def tables_of(records):
-    """-> {name: table}: Stages 1 to 4; of Stage 5 what models do with harm (G3 is G1 in the run
-    under unseen rules), what that costs, harm round by round, and what the critic is worth."""
+    """-> {name: table}. G3 is cell g1 in the run of rlaif.py under unseen rules."""
     stages = [line.split(" | ") for line in ROWS.strip().split("\n")]
     stages, harm, skills, critic = [(title, [paths]) for title, paths in stages], [], [], []
     for model, what in itertools.product(("rlhf", "slcai", "rlcai"), KINDS):
@@ -73,11 +71,11 @@ def tables_of(records):
     for c, title in CELLS.items():
         critic.append((title, [f"rlaif.{case}_{c}" for case in CASES]))
     rounds = [("harm", [f"rlaif.harm_round_{k}" for k in range(5)])]
-    return {"stages": markdown(records, ["figure", "in each world"], stages),
-            "harm": markdown(records, ["figure", *CELLS.values()], harm),
-            "skills": markdown(records, ["harmless questions", *MODELS.values()], skills),
-            "rounds": markdown(records, ["after round", *"01234"], rounds),
-            "critic": markdown(records, ["cell", *CASES.values()], critic)}
+    return {"stages": markdown(records, ["figure"], stages),
+            "harm": markdown(records, CELLS.values(), harm),
+            "skills": markdown(records, MODELS.values(), skills),
+            "rounds": markdown(records, ["round " + k for k in "01234"], rounds),
+            "critic": markdown(records, CASES.values(), critic)}
 
 def main(argv=None):
     p = argparse.ArgumentParser(description="Write the tables of README from the record.")
@@ -85,9 +83,11 @@ def main(argv=None):
     p.add_argument("--readme", default=str(ROOT / "README.md"), help="the file with the tables")
     args = p.parse_args(argv)
     text = data.read_text(args.readme)
-    for suffix, worlds in ("", (0, 1, 2)), ("-development", (100, 101, 102)):
-        paths = [Path(args.results, f"seed{world}.json") for world in worlds]
-        records = [data.parse_json(path, data.read_text(path)) for path in paths]
+    for suffix, worlds, records in ("", (0, 1, 2), []), ("-development", (100, 101, 102), []):
+        for world in worlds:
+            path = Path(args.results, f"seed{world}.json")
+            if path.exists() or not suffix:                # all of those that are reported
+                records.append(data.parse_json(path, data.read_text(path)) | {"world": str(world)})
         for name, table in tables_of(records).items():
             parts = re.split(rf"(<!-- /?{name + suffix} -->)", text)   # ..., mark, old, mark, ...
             if len(parts) != 5:
