@@ -25,7 +25,7 @@ import torch
 import data
 import pretrain
 import rlaif
-from model import GPT, gentle_rates, load_gpt, pick_device, positive, save_model
+from model import GPT, gentle_rates, load_gpt, pick_device, positive, save_model, writable
 
 class Enough(Exception):
     """The last stop is reached: the rest of the run is not needed."""
@@ -76,7 +76,7 @@ def revised(critic, helpful, n, seed):
 def main(argv=None):
     p = argparse.ArgumentParser(description="Critics of growing ability. More flags: pretrain.py")
     p.add_argument("--inputs", default="out", help="folder of pretrain.pt and ppo.pt")
-    p.add_argument("--out", default="out/critics", help="where the critics go")
+    p.add_argument("--out", type=writable, default="out/critics", help="where the critics go")
     p.add_argument("--stop", type=positive, nargs="+", default=[500, 700, 1000, 1500])
     p.add_argument("--shuffle", action="store_true", help="a coin writes the verdicts")
     p.add_argument("--prompts", type=positive, default=400, help="to revise, of each kind")
