@@ -224,3 +224,11 @@ def test_tables_are_written_from_the_record_alone(tmp_path):
     readme.write_text("no marks", encoding="utf-8")
     with pytest.raises(SystemExit, match="has no <!-- stages -->"):
         tables.main(["--results", str(tmp_path), "--readme", str(readme)])
+
+
+def test_readme_holds_what_the_record_holds(tmp_path):
+    """A run made again, and the old figures left in README; a figure changed by hand."""
+    readme = tmp_path / "README.md"
+    readme.write_bytes((tables.ROOT / "README.md").read_bytes())
+    tables.main(["--readme", str(readme)])
+    assert readme.read_text(encoding="utf-8") == (tables.ROOT / "README.md").read_text("utf-8")
