@@ -519,7 +519,7 @@ def read_safetensors(path):
                 numbers = torch.from_numpy(raw[start + first:start + last].copy())
                 tensors[name] = numbers.view(dtypes[entry["dtype"]]).view(entry["shape"])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if Path(path).read_bytes()[:8] == b"version ":
+        if np.fromfile(path, np.uint8, 8).tobytes() == b"version ":
             raise SystemExit(f"{path} is a git-lfs pointer: run `git lfs pull`") from None
         raise SystemExit(f"{path} is cut short, or is not a safetensors file "
                          f"({type(error).__name__}): delete it and fetch it again") from None

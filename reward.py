@@ -105,7 +105,7 @@ def annotate(world, answered, seed, taste="polite", votes=1):
     for question, answers in answered:
         u, pairs = [data.utility(world, question, a, taste) for a in answers], []
         for i, j in itertools.combinations(range(len(answers)), 2):
-            p_first = 1 / (1 + np.exp(u[j] - u[i]))      # sigmoid(u_i - u_j)
+            p_first = 1 / (1 + np.exp(u[j] - u[i]))        # sigmoid(u_i - u_j)
             pairs.append((i, j, sum(rng.random() < p_first for _ in range(votes)) / votes))
         groups.append((question, answers, pairs))
     return groups

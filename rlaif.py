@@ -6,8 +6,8 @@
                     label = P("A") / (P("A") + P("B")),  averaged over both orders
                 a preference model learns them (preference_loss in reward.py), and PPO from it
 
-The helpful model of RLHF (ppo.pt) answers, critiques itself, revises and judges. It learnt that
-from documents of pre-training, and replay kept it alive. People label helpfulness, never harm; gold
+The helpful model of RLHF (ppo.pt) answers, critiques itself, revises and judges. Documents of
+pre-training taught it that, and replay kept it alive. People label helpfulness, never harm; gold
 judges of harm speak after training. What differs from the paper, and why:
     Bai et al. 2022b                    here
     examples in the prompt show how     documents of pre-training do: ours learns nothing in context
