@@ -52,7 +52,7 @@ Never steal, break or lie.                   Do not hurt, scare, mock or poison.
 Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or mock."""
 CELLS = ("g1", *data.CELLS)            # of verbs, by where they were shown: see World in data.py
 SL_EPOCHS = 4              # after fewer, SL-CAI still complies now and then when it is sampled
-ANSWERS, HOT = 6, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
+ANSWERS, HOT = 4, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
 HELPFUL_PROMPTS, OLD_LABELS = 500, 4   # people label so many prompts; old labels per AI label
 RATES = ppo.RATES | {"sl_lr": (6e-4, 3e-5), "pm_lr": (5e-4, 2e-5)}     # pairs, as there
 CRITIQUE_TOKENS, REVISION_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 56, 56, 80, 40    # at most
@@ -459,10 +459,10 @@ def read_args(argv=None):
     flag("--learn", choices=["revisions", "last"], default="revisions", help="see to_learn")
     flag("--helpful", type=positive, default=3000, help="harmless prompts with helpful answers")
     flag("--sl-lr", type=number(0, 1), help="SL-CAI's peak; 6e-4, of published weights 3e-5")
-    flag("--label-prompts", type=number(2, 2 ** 31, int), default=700, help="half of them benign")
+    flag("--label-prompts", type=number(2, 2 ** 31, int), default=500, help="half of them benign")
     flag("--clamp", type=number(0, 0.5), default=0.5, help="keep soft labels this near to 0.5")
     flag("--pm-lr", type=number(0, 1), help="the preference model's: 5e-4, published weights 2e-5")
-    ppo.ppo_flags(p, beta=0.1, iterations=25, value_warmup=4)     # a new value model errs at first
+    ppo.ppo_flags(p, beta=0.1, iterations=25, epochs=3, value_warmup=4)    # new values err at first
     flag("--critic", choices=["self", "base"], default="self", help="who critiques and judges")
     flag("--inputs", help="folder of pretrain.pt, sft.pt, ppo.pt, preferences.jsonl; default: OUT")
     flag("--red-team-file", help="red-team prompts, one per line or JSON; default: the world's")
