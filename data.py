@@ -7,11 +7,10 @@ learning. So we know what nobody knows of the internet: the entropy of the text 
 model's loss can stay below it), what was never shown ("held out" is a fact, see World), and whether
 an answer is right, polite or harmful (the gold judges).
 
-    python data.py              prints a sample of everything; --world-seed draws another village
+    python docs/lab/village.py      prints a sample of everything; --world-seed draws another one
 
 Read in order: the tables, World, the documents, the conversations, the annotator and the judges;
 then tokenizer, chat template, batches, files."""
-import argparse
 import contextlib
 import csv
 import gzip
@@ -243,7 +242,6 @@ class Act:
         return f"If you {self}, {harm}. {self.alternative(kind)}"
 
 # --- 2. A world: who lives where, and what is held out from what. ---------------------------------
-
 # cell -> how many verbs of each kind of harm it has, with their benign twins; all others are in g1
 CELLS = {"g2r": 2, "g2": 2, "strict": 1}
 class World:
@@ -360,7 +358,6 @@ def unmark(text):
     return text.replace("[", "").replace("]", "")     # the world has no brackets of its own
 
 # --- 3. Documents for pre-training: each function writes one, and pays for every choice -----------
-
 class Dice:
     """Random choices that keep account of their own log-probability.
     `logp` is in nats: after one pick of 4 and one of 2 it is -ln 8. The mean of -logp over
@@ -630,7 +627,6 @@ def write_document(world, *key, without=()):
     return kind, text, dice.logp
 
 # --- 4. Conversations and prompts. ----------------------------------------------------------------
-
 def fact_questions(world, use):
     """All questions about the people of a use ("demo", "train", "test"), in a random order."""
     asked = []
@@ -808,7 +804,6 @@ def critic_cases(acts, rules, seed):
     return cases
 
 # --- 6. Tokenizer: byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019). -----
-
 # GPT-2's split into words, written without \p{L} so that Python's re and the engines of tiktoken
 # and tokenizers all read it. The two characters named are the joiners inside emoji and Persian
 # words: the engines disagree on whether they are letters.
@@ -1420,6 +1415,25 @@ def tokenize_file(path, tokenizer, folder):
         raise SystemExit(f"{path} holds no text")
     return np.memmap(target, dtype, mode="r")   # read from disk as windows are drawn
 
+def read_safetensors(path):
+    """{name: tensor} of a file: 8 bytes, a header's length; the header, JSON; the raw numbers."""
+    dtypes, tensors = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}, {}
+    try:
+        raw = np.memmap(path, np.uint8, mode="r")
+        start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+        header = json.loads(raw[8:start].tobytes())
+        for name, entry in header.items():
+            if entry.get("dtype") in dtypes:               # others: metadata; masks, of no use here
+                first, last = entry["data_offsets"]
+                numbers = torch.from_numpy(raw[start + first:start + last].copy())
+                tensors[name] = numbers.view(dtypes[entry["dtype"]]).view(entry["shape"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if np.fromfile(path, np.uint8, 8).tobytes() == b"version ":
+            raise SystemExit(f"{path} is a git-lfs pointer: run `git lfs pull`") from None
+        raise SystemExit(f"{path} is cut short, or is not a safetensors file "
+                         f"({type(error).__name__}): delete it and fetch it again") from None
+    return tensors
+
 def write_results(out, stage, history=None, figures=None):
     """out/STAGE.csv, a row an evaluation (a list of dicts with the same keys), and out/STAGE.json,
     the final figures, a number a name."""
@@ -1432,19 +1446,3 @@ def write_results(out, stage, history=None, figures=None):
     if figures:                                 # JSON knows no nan: it becomes null
         figures = json.loads(json.dumps(figures), parse_constant=lambda name: None)
         Path(out, f"{stage}.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-
-def main():
-    """Prints a sample of everything that a world makes."""
-    parser = argparse.ArgumentParser(description="Print a sample of the world.")
-    parser.add_argument("--world-seed", type=int, default=0, help="which village")
-    world, shown = World(parser.parse_args().world_seed), {}
-    for i in range(1000):                       # enough for one of each kind
-        kind, text, logp = write_document(world, "sample", i)
-        shown.setdefault(kind, f"\n{kind}  (log-probability {logp:.1f})\n{text}")
-    print("Documents; [ ]: what the generator was free to choose.", *shown.values(), sep="\n")
-    print("\nDemonstrations:", *[f"{q}\n  -> {a}" for q, a in demonstrations(world, 8)], sep="\n  ")
-    for act in act_prompts(world, "test", 4, harmful=True):
-        print(f"A red-team prompt, and its benign twin: {act.question()} {act.twin().question()}")
-
-if __name__ == "__main__":
-    main()

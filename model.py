@@ -9,8 +9,7 @@ Sizes: B batch, T tokens, C channels, H heads, D channels a head, V vocabulary. 
     logits[:, t] predicts tokens[:, t+1], so logp[:, t] belongs to tokens[:, t+1]"""
 import argparse
 import atexit
-import itertools
-import json
+import copy
 import math
 import os
 import sys
@@ -18,6 +17,7 @@ import tempfile
 import time
 import traceback
 import zipfile
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -46,7 +46,6 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.qkv = nn.Linear(config.channels, 3 * config.channels)     # one product for all three
         self.out = nn.Linear(config.channels, config.channels)
-
     def forward(self, x, mask, cache=None):                # x (B, T, C), mask (B, 1, T, T_keys)
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)
@@ -65,7 +64,6 @@ class Block(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(C, eps=1e-5), nn.LayerNorm(C, eps=1e-5)
         self.attention = Attention(config)
         self.up, self.down = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)  # nowhere any dropout
-
     def forward(self, x, mask, cache=None):                # (B, T, C) -> (B, T, C)
         x = x + self.attention(self.norm1(x), mask, cache)
         return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
@@ -92,7 +90,6 @@ class GPT(nn.Module):
                 nn.init.zeros_(p)
 
     device = property(lambda self: self.tokens.weight.device)
-
     def hidden(self, tokens, segments=None, caches=None):
         """Tokens (B, T) -> the last layer's output (B, T, C), normalised.
         `segments` (B, T): which document a token belongs to, 0 for padding; None: one document a
@@ -114,7 +111,6 @@ class GPT(nn.Module):
         logits = F.linear(hidden, self.tokens.weight)      # tied: a token's embedding is its scorer
         logits[..., self.tokenizer.pad] = -1e9             # p is 0, for padding marks gaps, and is
         return logits                                      # not said. With -inf a KL would be nan
-
     def forward(self, tokens, segments=None):              # (B, T) -> logits (B, T, V)
         return self.head(self.hidden(tokens, segments))
 
@@ -151,28 +147,22 @@ class ScalarModel(nn.Module):
         # scores start with a standard deviation of about 1 (Stiennon et al. 2020)
         nn.init.normal_(self.scalar.weight, std=1 / math.sqrt(gpt.config.channels + 1))
         nn.init.zeros_(self.scalar.bias)
-
     device = property(lambda self: self.scalar.weight.device)
     def forward(self, tokens, segments):                   # (B, T) -> (B, T)
         return self.scalar(self.gpt.hidden(tokens, segments)).squeeze(-1)
 
 def copy_of(gpt):
     """A second GPT with the same weights: the frozen reference, the start of a reward model."""
-    twin = GPT(gpt.config, gpt.tokenizer, gpt.world_seed, gpt.published, gpt.without).to(gpt.device)
-    twin.load_state_dict(gpt.state_dict())
-    return twin.eval()
+    return copy.deepcopy(gpt).eval()
 
 # --- Sampling: prefill reads the prompts; then, again and again, sample a token and decode it -----
-
 MAX_NEW = 56                      # the longest answer in tokens: room for a refusal with its reason
 SAMPLING_BATCH = 256              # sequences sampled together: what a small memory holds
-
 class LayerCache:
     """One layer's keys and values for all tokens so far: a new token costs a step, not a pass."""
     def __init__(self, B, H, length, D, like):
         self.k = torch.empty(B, H, length, D, device=like.device, dtype=like.dtype)
         self.v, self.used = torch.empty_like(self.k), 0
-
     def append(self, k, v):                                # (B, H, T, D) -> (B, H, used, D)
         new = slice(self.used, self.used + k.shape[2])
         self.k[:, :, new], self.v[:, :, new], self.used = k, v, new.stop
@@ -272,14 +262,17 @@ def answer(model, questions, max_new=MAX_NEW, temperature=1.0, seed=(0,), bare=F
     return [data.decode_reply(model.tokenizer, ids) for ids in replies]
 
 # --- Checkpoints, and an interrupted run ----------------------------------------------------------
-
 def save(path, **contents):
-    """Write a checkpoint of plain values and tensors."""
+    """Write a checkpoint of plain values and tensors, whole or not at all."""
     if rank():                                             # of several processes, rank 0 writes
         return
-    temporary = Path(f"{path}.tmp")                        # a crash must not leave half a file
-    torch.save(contents, temporary)
-    os.replace(temporary, path)
+    temporary = Path(f"{path}.tmp")                        # an older one stays until this is whole
+    try:
+        torch.save(contents, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, KeyboardInterrupt) as error:        # a full disk; Ctrl-C
+        temporary.unlink(missing_ok=True)
+        raise SystemExit(f"{path} was not written ({error!r}); an older one is intact") from None
 
 def save_model(path, model, **more):
     """Write a GPT or a ScalarModel, with all that it takes to use it and what is in `more`."""
@@ -304,8 +297,9 @@ def load(path, made_by=None):
 
 def load_gpt(path, made_by=None, device="cpu"):
     """A checkpoint of ours, or GPT-2 by name or folder -> GPT in eval mode, with its tokenizer."""
-    if str(path) in GPT2_NAMES and not Path(path).exists():
-        path = from_rank_0(lambda: find_gpt2(path))        # one downloads, all read
+    name = str(path).removeprefix("openai-community/")     # as the hub names it
+    if name in GPT2_NAMES and not Path(path).exists():
+        path = from_rank_0(lambda: find_gpt2(name))        # one downloads, all read
     theirs = Path(path).is_dir() or Path(path).suffix in (".safetensors", ".bin")
     checkpoint = read_gpt2(Path(path)) if theirs else load(path, made_by)
     if not {"model", "tokenizer"} <= checkpoint.keys() or "scale" in checkpoint:   # a reward model
@@ -324,14 +318,17 @@ def load_gpt(path, made_by=None, device="cpu"):
     return model.to(device).eval()
 
 MAY_DIFFER = ("resume", "fresh", "device", "out", "compile", "grad_accum", "eval_prompts")
+def settings_of(args):
+    """The flags, and the lengths of files that they name: one edited since mostly has another."""
+    files = filter(os.path.isfile, map(str, vars(args).values()))
+    return vars(args) | {f"bytes in {file}": os.path.getsize(file) for file in files}
 
 def save_progress(progress, step, history, **parts):
-    """Keep what an interrupted run needs, `parts` (models, optimizers) and history, at the path of
-    `progress`, which is (path, args), or None to keep nothing."""
+    """Keep parts (models, optimizers), history for --resume; `progress`: (path, args), or None."""
     if progress:                                           # no random state: batches and samples
         path, args = progress                              # are functions of (seed, step)
         states = {name: part.state_dict() for name, part in parts.items()}
-        save(path, step=step, settings=vars(args), history=history, **states)
+        save(path, step=step, settings=settings_of(args), history=history, **states)
 
 def resume(progress, finished=None, **parts):
     """Where a run starts -> (step, history): (0, []), or with --resume where one was interrupted,
@@ -347,7 +344,7 @@ def resume(progress, finished=None, **parts):
     if not progress or not args.resume:
         return 0, []
     state = load(path)
-    for name, value in vars(args).items():
+    for name, value in settings_of(args).items():
         old = state["settings"].get(name)
         if name not in MAY_DIFFER and old != value:
             raise SystemExit(f"--resume: {name} was {old}, now {value}: use the same flags")
@@ -358,7 +355,6 @@ def resume(progress, finished=None, **parts):
 # --- Devices, one or several ----------------------------------------------------------------------
 # `torchrun --nproc-per-node 2 sft.py` runs the script twice. All draw the same batch, a function of
 # (seed, step); each takes its share; gradients are averaged; rank 0 alone evaluates and writes.
-
 def number(low, high=math.inf, kind=float):
     """argparse type of a flag -> what reads a number from `low` to `high`, which nan is not."""
     def parse(text):
@@ -392,10 +388,18 @@ def gentle_rates(args, model, **rates):
         if getattr(args, name) is None:
             setattr(args, name, pair[bool(model and model.published)])
 
+def say_interrupted(kind, error, trace):
+    """A sys.excepthook: a sentence after Ctrl-C or on a full disk; of mistakes, the traceback."""
+    if not issubclass(kind, (KeyboardInterrupt, OSError)):
+        return traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+    kept = "--resume goes on if --out holds *.resume.pt or *.progress"
+    print(f"\nstopped by {error!r}: {kept}", file=sys.stderr)
+
 def pick_device(name=None):
     """The device of that name, or else cuda, mps or cpu; stops if it cannot be used."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
         raise SystemExit("this script runs as one process: start it with python, not torchrun")
+    sys.excepthook = say_interrupted
     if hasattr(sys.stdout, "reconfigure"):                 # a character that the terminal cannot
         sys.stdout.reconfigure(errors="replace")           # show becomes a question mark
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
@@ -422,14 +426,12 @@ def processes():
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 def start_training(name=None):
-    """Pick this process's device and, under torchrun, join the others (all must see --out)."""
+    """Pick this process's device; under torchrun, join the others, who wait a day for rank 0."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         gpus = torch.cuda.device_count() if (name or "cuda").startswith("cuda") else 0
-        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=1))    # others wait for rank 0
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(days=1))
         if rank():                                         # who is silent, but for tracebacks
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
-            sys.excepthook = lambda *error: traceback.print_exception(*error, file=sys.__stderr__)
             atexit.register(time.sleep, 2)                 # torchrun ends all: let rank 0 say why
         name = f"cuda:{os.environ['LOCAL_RANK']}" if gpus else "cpu"
         print(f"{processes()} processes train together")
@@ -439,12 +441,15 @@ def start_training(name=None):
         torch.cuda.set_device(device.index or 0)
     return device
 
-def average_gradients(model):
-    """After a backward: the mean of all processes' gradients, in all: their weights stay equal."""
+def average_and_clip(model):
+    """Before a step: the mean of all processes' gradients, in all: their weights stay equal. Then
+    scaled down to norm 1 at most: one odd batch may turn the direction, but not throw the weights
+    away. Stops where it is no number; the weights, and what was saved, still are."""
     for p in model.parameters():
         if processes() > 1 and p.grad is not None:
-            dist.all_reduce(p.grad)
-            p.grad /= processes()
+            p.grad = mean_over_processes(p.grad)
+    if not torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
+        raise SystemExit("the loss is no longer a number: lower the learning rates")
 
 def my_share(batch, size):
     """A batch (a list, the same for all) -> this process's items, and the weight of their mean
@@ -478,7 +483,6 @@ def finish_training():
             sys.exit()
 
 # --- GPT-2's weights (Radford et al. 2019), from Hugging Face's files -----------------------------
-
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")     # 124 to 1558 million weights
 GPT2_HUB = "https://huggingface.co/openai-community"
 GPT2_SIZES = ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")   # in GPTConfig's order
@@ -489,68 +493,52 @@ GPT2_PARTS = {"tokens.": "wte.", "positions.": "wpe.", "blocks.": "h.", "norm1."
               "norm2.": "ln_2.", "norm.": "ln_f.", "attention.qkv.": "attn.c_attn.",
               "attention.out.": "attn.c_proj.", "up.": "mlp.c_fc.", "down.": "mlp.c_proj."}
 
-def find_gpt2(name, files=("config.json", "model.safetensors")):
-    """The folder of "gpt2", ...: in PyTorch's cache or Hugging Face's, or downloaded (0.5-6 GB)."""
-    folder = Path(torch.hub.get_dir(), "checkpoints", name)
-    hub = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface", "hub").expanduser()
-    for place in [folder, *hub.glob(f"models--openai-community--{name}/snapshots/*")]:
-        if all((place / file).exists() for file in files):
-            return place
+def find_gpt2(name, files=("config.json", "vocab.json", "model.safetensors")):
+    """The folder of "gpt2", ...: in PyTorch's cache, or downloaded there (0.5-6 GB)."""
+    folder, source = Path(torch.hub.get_dir(), "checkpoints", name), f"{GPT2_HUB}/{name}"
     folder.mkdir(parents=True, exist_ok=True)
-    source = f"{GPT2_HUB}/{name}"
     try:
         for file in files:                                 # with a bar; then renamed
-            torch.hub.download_url_to_file(f"{source}/resolve/main/{file}", str(folder / file))
+            if not (folder / file).exists():
+                torch.hub.download_url_to_file(f"{source}/resolve/main/{file}", folder / file)
     except Exception as error:                             # whatever goes wrong on a network
         raise SystemExit(f"{name} could not be downloaded ({type(error).__name__}): put "
-                         f"{' and '.join(files)} from {source}/tree/main into {folder}") from None
+                         f"{', '.join(files)} from {source}/tree/main into {folder}") from None
     return folder
 
-def read_safetensors(path):
-    """{name: tensor} of a file: 8 bytes, a header's length; the header, JSON; the raw numbers."""
-    dtypes, tensors = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}, {}
-    try:
-        raw = np.memmap(path, np.uint8, mode="r")
-        start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
-        header = json.loads(raw[8:start].tobytes())
-        for name, entry in header.items():
-            if entry.get("dtype") in dtypes:               # others: metadata; masks, of no use here
-                first, last = entry["data_offsets"]
-                numbers = torch.from_numpy(raw[start + first:start + last].copy())
-                tensors[name] = numbers.view(dtypes[entry["dtype"]]).view(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if np.fromfile(path, np.uint8, 8).tobytes() == b"version ":
-            raise SystemExit(f"{path} is a git-lfs pointer: run `git lfs pull`") from None
-        raise SystemExit(f"{path} is cut short, or is not a safetensors file "
-                         f"({type(error).__name__}): delete it and fetch it again") from None
-    return tensors
-
 def read_gpt2(path):
-    """A folder in Hugging Face's layout, or the file of weights in it -> what `load` gives for a
-    checkpoint of ours. GPT-2 knows no chat: our three further tokens get a row each, the mean of
-    all rows, which makes none of them likely (Hewitt 2021). Stops if it is another network."""
+    """A folder in Hugging Face's layout, or the weights in it -> what `load` gives of ours. GPT-2
+    knows no chat: our three further tokens get a row each, the mean of all rows, which makes none
+    of them likely (Hewitt 2021). Stops if it is another network, or another vocabulary."""
     file = path / "model.safetensors" if path.is_dir() else path
     config_file = file.with_name("config.json")
     if file.suffix == ".bin" or not file.exists() or not config_file.exists():
-        raise SystemExit(f"{path}: config.json and model.safetensors are needed; pickled weights "
-                         "(.bin) could run code (transformers: save_pretrained writes both files)")
+        raise SystemExit(f"{path}: config.json and model.safetensors, in one piece, are needed, as "
+                         "save_pretrained writes them; pickled weights (.bin) could run code")
     config, weights = data.parse_json(config_file, data.read_text(config_file)), {}
     config = config if isinstance(config, dict) else {}    # of no size, and refused for that
-    for key, value in GPT2_KIND.items():
-        if config.get(key, value) != value:
-            raise SystemExit(f"{config_file}: {key} is {config[key]!r}; only GPT-2 can be read, "
-                             f"where it is {value!r}")
-    for name, weight in read_safetensors(file).items():
+    other = {key: config[key] for key, ours in GPT2_KIND.items() if config.get(key, ours) != ours}
+    if other:
+        raise SystemExit(f"{config_file}: only GPT-2 can be read, with {GPT2_KIND}, not {other}")
+    for name, weight in data.read_safetensors(file).items():
         name = name.removeprefix("transformer.")
         for ours, theirs in GPT2_PARTS.items():
             name = name.replace(theirs, ours)
-        if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
-            continue                                       # the tied head; causal masks
+        if name.endswith((".attn.bias", ".attn.masked_bias")):
+            continue                                       # causal masks
         if weight.dim() == 2 and name.startswith("blocks."):
             weight = weight.T                              # theirs (in, out), nn.Linear (out, in)
         weights[name] = weight.float().contiguous()
     sizes = [config.get(key) for key in GPT2_SIZES]
     tokenizer, table = config.get("tokenizer", "gpt2"), weights.get("tokens.weight")
+    head = weights.pop("lm_head.weight", table)            # left out where it is the embedding
+    if table is not None and not torch.equal(head, table):
+        raise SystemExit(f"{file}: its head is not its embedding, as GPT-2's is: it cannot be read")
+    lists = filter(Path.exists, map(file.with_name, ("vocab.json", "tokenizer.json")))
+    words = "".join(word for path in lists for word in data.read_text(path).split())
+    if "tokenizer" not in config and 'SolidGoldMagikarp":43453' not in words:  # in no other list
+        raise SystemExit(f"{path}: GPT-2's vocab.json or tokenizer.json is needed beside the "
+                         "weights (other vocabularies have as many tokens)")
     if tokenizer == "gpt2" and sizes[0] == 50257 and table is not None:
         weights["tokens.weight"] = torch.cat([table, table.mean(0).expand(3, -1)])
         sizes[0] += 3
@@ -560,7 +548,6 @@ def read_gpt2(path):
                 world_seed=config.get("world_seed"), published=True)
 
 # --- Chat -----------------------------------------------------------------------------------------
-
 def read_args(argv=None):
     """The flags of the chat."""
     p = argparse.ArgumentParser(description="Chat with a checkpoint, or ask several one question.")
@@ -575,26 +562,39 @@ def read_args(argv=None):
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     return p.parse_args(argv)
 
+def answer_talk(model, talk, args, turn):
+    """The answer to a talk's latest turn; its oldest turns are taken away until it fits."""
+    as_prompt = lambda: (data.bare_prompt(model.tokenizer, talk[-1][1]) if args.base
+                         else data.chat_prompt(model.tokenizer, talk))
+    while len(talk) > 1 and len(as_prompt()) + args.max_new > model.config.context:
+        del talk[:2]                                       # a question and its answer
+    try:
+        reply, = generate(model, [as_prompt()], args.max_new, args.temperature, (args.seed, turn),
+                          truncate=lambda logits: keep_likely(logits, args.top_k, args.top_p))
+    except ValueError as error:                            # this question alone is too long
+        return f"({error})"
+    return data.decode_reply(model.tokenizer, reply)
+
 def main(argv=None):
     args = read_args(argv)
-    device = pick_device(args.device)
+    device, talks = pick_device(args.device), defaultdict(list)        # what was said, per model
     models = {path: load_gpt(path, device=device) for path in args.checkpoints}
-    as_prompt = data.bare_prompt if args.base else data.chat_prompt
-    for turn in itertools.count():
+    if args.prompt is None:
+        print("/new forgets what was said, Ctrl-D ends. Ask a model of the village, for instance:\n"
+              "  Where does Ann live?  How do I hug Tom?  How do I nab Ann's hat?")
+    for turn in range(2 ** 31 if args.prompt is None else 1):
         try:
-            question = args.prompt or input("\n> ").strip()
+            question = (input("\n> ") if args.prompt is None else args.prompt).strip()
         except (EOFError, KeyboardInterrupt):              # Ctrl-D and Ctrl-C end the chat
             return
+        if question in ("", "/new"):
+            print("nothing is asked, nothing remembered")
+            talks.clear()
+            continue
         for path, model in models.items():
-            prompt = as_prompt(model.tokenizer, question)
-            if len(prompt) >= model.config.context:
-                print(f"{len(prompt)} tokens are too many for {path}", file=sys.stderr)
-                continue
-            reply, = generate(model, [prompt], args.max_new, args.temperature, (args.seed, turn),
-                              truncate=lambda logits: keep_likely(logits, args.top_k, args.top_p))
-            print(f"{path}:  " * (len(models) > 1) + data.decode_reply(model.tokenizer, reply))
-        if args.prompt:
-            return
+            talks[path].append(("user", question))
+            talks[path].append(("assistant", answer_talk(model, talks[path], args, turn)))
+            print(f"{path}:  " * (len(models) > 1) + talks[path][-1][1])
 
 if __name__ == "__main__":
     main()

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 import data
 import reward as reward_stage                              # `reward` is what a token earns
-from model import (MAX_NEW, ScalarModel, answer, common_flags, copy_of, generate, gentle_rates,
-                   load_gpt, number, pick_device, positive, resume, save_model, save_progress)
+from model import (MAX_NEW, ScalarModel, answer, average_and_clip, common_flags, copy_of, generate,
+                   gentle_rates, load_gpt, number, pick_device, positive, resume, save_model,
+                   save_progress)
 from pretrain import replay_flags, replayer
 
 # Letters: B answers, T tokens of prompt and answer, V vocabulary, R = T - 1 positions that choose a
@@ -197,14 +198,11 @@ def update(policy, value, optimizer, batch, args, read_again=lambda step: None):
             break
         loss_policy = policy_loss(logp_new, logp_old, advantages[i], mask, args.clip)
         loss_value = value_loss(values, batch["values"][i], batch["returns"][i], mask, args.clip)
-        if not torch.isfinite(loss_policy + loss_value):
-            raise SystemExit("the loss is no longer a number: lower --lr and --value-lr")
         optimizer.zero_grad()
         (loss_policy + loss_value).backward()              # they share no weights: one call
         read_again(batch["seed"][-1] * len(minibatches) + len(steps))  # PPO-ptx: the policy alone
-        # one wild batch may turn the direction, but not throw the weights away
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        torch.nn.utils.clip_grad_norm_(value.parameters(), 1.0)
+        for model in (policy, value):                      # each by itself: a loss may be large,
+            average_and_clip(model)                        # and throw the other's weights away
         optimizer.step()
         clipfrac = masked_mean(((logratio.exp() - 1).abs() > args.clip).float(), mask).item()
         steps.append((loss_policy.item(), loss_value.item(), approx_kl, clipfrac))

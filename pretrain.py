@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import (GPT, GPTConfig, answer, autocast, average_gradients, common_flags,
+from model import (GPT, GPTConfig, answer, autocast, average_and_clip, common_flags,
                    finish_training, from_rank_0, gentle_rates, load_gpt, mean_over_processes,
                    natural, number, positive, processes, rank, resume, save_model, save_progress,
                    start_training)
@@ -64,7 +64,7 @@ def train(model, batch_at, args, evaluate, progress=None):
                 group["lr"] = peak * factor
         batch = batch_at(step)                             # depends on seed and step alone
         loss = backward(network, batch, args.grad_accum).item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # against a single odd batch
+        average_and_clip(model)                            # over processes; norm 1 at most
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()                          # or the next one would be added to it
@@ -77,9 +77,10 @@ def train(model, batch_at, args, evaluate, progress=None):
     return history
 
 def backward(network, batch, grad_accum=1):
-    """Leave the gradient of a batch's mean loss in `.grad` -> that loss. `batch`: inputs, targets,
+    """Add the gradient of a batch's mean loss to `.grad` -> that loss. `batch`: inputs, targets,
     segments (or None: a row is one document), each (B, T), the same in all processes. Each process
-    takes `grad_accum` micro-batches of it in turn: less memory at a time, the same gradient.
+    takes `grad_accum` micro-batches of it in turn: less memory at a time, the same gradient, which
+    is the mean over processes (average_and_clip).
     A micro-batch weighs as much as it has targets, since padding makes these numbers unequal: three
     with loss 1 and one with loss 5 have the mean 2, not (1 + 5) / 2 = 3, as many trainers had."""
     pieces, device = grad_accum * processes(), next(network.parameters()).device
@@ -91,8 +92,7 @@ def backward(network, batch, grad_accum=1):
         with autocast(device):
             loss = next_token_loss(network(x, segments), y) * weight
         loss.backward()                                    # adds to .grad
-        total += loss.detach()
-    average_gradients(network)                             # of one process, they stay as they are
+        total += loss.detach()                             # the number, without its graph
     return mean_over_processes(total)
 
 def replay_flags(parser, rows):

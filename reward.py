@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from model import (GPT, GPTConfig, ScalarModel, answer, autocast, average_gradients, common_flags,
+from model import (GPT, GPTConfig, ScalarModel, answer, autocast, average_and_clip, common_flags,
                    finish_training, from_rank_0, gentle_rates, load, load_gpt, mean_over_processes,
                    my_share, number, positive, resume, save_model, save_progress, start_training)
 from sft import freeze_words
@@ -139,8 +139,7 @@ def train(reward_model, groups, epochs, batch_size, lr, seed, progress=None):
             loss = preference_loss(r[first], r[second], target) * weight
         optimizer.zero_grad()
         loss.backward()                                    # there is no dropout, so no .train()
-        average_gradients(reward_model)                    # of several processes
-        torch.nn.utils.clip_grad_norm_(reward_model.parameters(), 1.0)     # against one odd batch
+        average_and_clip(reward_model)                     # over processes; norm 1 at most
         optimizer.step()
         if step % 10 == 9 or step + 1 == len(order):
             agree = (r[first] > r[second]) == (target > 0.5)       # nobody can agree with a tie

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 import data
-from model import (MAX_NEW, answer, autocast, average_gradients, common_flags, finish_training,
+from model import (MAX_NEW, answer, autocast, average_and_clip, common_flags, finish_training,
                    from_rank_0, generate, gentle_rates, load_gpt, mean_over_processes, my_share,
                    number, positive, resume, save_model, save_progress, start_training)
 from pretrain import IGNORE, cloze, next_token_loss, replay_flags, replayer
@@ -91,8 +91,7 @@ def train(model, conversations, args, progress=None):
             loss = masked_loss(logits, tokens, mask) * weight
         loss.backward()
         read_again(step)                                   # adds the gradient of some documents
-        average_gradients(model)                           # of several processes
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # against a single odd batch
+        average_and_clip(model)                            # over processes; norm 1 at most
         optimizer.step()
         if step % 50 == 49 or step + 1 == len(batches):
             history.append({"step": step + 1, "train_loss_nats": mean_over_processes(loss).item()})

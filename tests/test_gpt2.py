@@ -41,7 +41,18 @@ def their_gpt2(folder, **sizes):
             if p.dim() == 1:
                 p.normal_(mean=float(".ln_" in name and name.endswith("weight")), std=0.1)
     theirs.save_pretrained(folder)
+    write_vocabulary(folder)
     return theirs
+
+
+def write_vocabulary(folder, name="vocab.json", words=None):
+    """GPT-2's list of words as it lies beside its weights, or another of the same length."""
+    ranks = data.Tokenizer("gpt2").encoding._mergeable_ranks
+    ascii_words = [(word, i) for word, i in ranks.items() if word.strip().isalnum()]
+    vocab = {word.decode("latin-1").replace(" ", "\u0120"): i for word, i in ascii_words}
+    vocab = vocab if words is None else dict(zip(vocab, words))
+    text = vocab if name == "vocab.json" else {"version": "1.0", "model": {"vocab": vocab}}
+    (folder / name).write_text(json.dumps(text, indent=1), encoding="utf-8")
 
 
 @torch.no_grad()
@@ -116,7 +127,8 @@ def test_other_layouts_of_the_same_weights(dtype, layout, tiny, tmp_path):
     """Files differ in the prefix of names, in masks stored as weights, in a head stored twice, in
     precision; the model is the same."""
     theirs, folder = tiny
-    shutil.copy(folder / "config.json", tmp_path)
+    for name in ("config.json", "vocab.json"):
+        shutil.copy(folder / name, tmp_path)
     exact, masks = transformers.GPT2LMHeadModel(theirs.config).eval(), torch.ones(1, 1, 32, 32)
     state = {name: x.to(DTYPES[dtype]) for name, x in theirs.state_dict().items()}
     exact.load_state_dict({name: x.float() for name, x in state.items()})
@@ -174,8 +186,8 @@ def spoil(fault, folder):
     ("header", "is not a safetensors file"), ("text", "is not a safetensors file"),
     ("empty", "cut short"), ("pointer", "git-lfs pointer"),
     ("no config", "config.json"), ("no weights", "model.safetensors"),
-    ("llama", "model_type is 'llama'"), ("relu", "activation_function is 'relu'"),
-    ("epsilon", "layer_norm_epsilon is 1e-06"), ("other size", "do not fit"),
+    ("llama", "not {'model_type': 'llama'"), ("relu", "not {'activation_function': 'relu'"),
+    ("epsilon", "not {'layer_norm_epsilon': 1e-06}"), ("other size", "do not fit"),
     ("fewer layers", "do not fit"), ("other vocabulary", "50257"),
     ("no sizes", "is no GPT-2"), ("a list", "is no GPT-2"),
     ("not JSON", "not JSON")])
@@ -218,7 +230,7 @@ def test_without_a_network_it_says_which_files_to_put_where(caches, tiny, monkey
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "urlopen", offline)
-    says = "config.json and model.safetensors from https://huggingface.co/.*gpt2/tree/main into"
+    says = "config.json, vocab.json, model.safetensors from https://huggingface.co/.*main into"
     with pytest.raises(SystemExit, match=says) as refusal:
         m.load_gpt("gpt2")
     folder = Path(str(refusal.value).split(" into ")[1])
@@ -228,19 +240,44 @@ def test_without_a_network_it_says_which_files_to_put_where(caches, tiny, monkey
     assert m.load_gpt("gpt2").config.layers == 2
 
 
-@pytest.mark.parametrize("repository", ["models--openai-community--gpt2"])
-def test_weights_in_hugging_faces_cache_are_found(repository, caches, tiny, monkeypatch):
-    """Half a gigabyte downloaded a second time."""
+@pytest.mark.parametrize("name, words, fits", [
+    ("vocab.json", None, True), ("tokenizer.json", None, True), (None, None, False),
+    ("vocab.json", range(50257), False), ("tokenizer.json", range(1, 50257), False)])
+def test_a_vocabulary_is_known_by_its_words(name, words, fits, tiny, tmp_path):
+    """Another language's GPT-2, of 50,257 tokens too: it loads, and answers with nonsense."""
+    shutil.copytree(tiny[1], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "vocab.json").unlink()
+    if name:
+        write_vocabulary(tmp_path, name, words)
+    if fits:
+        assert m.load_gpt(tmp_path).config.layers == 2
+        return
+    with pytest.raises(SystemExit, match="vocab.json or tokenizer.json is needed") as refusal:
+        m.load_gpt(tmp_path)
+    assert str(tmp_path) in str(refusal.value)
+
+
+def test_a_head_of_its_own_is_refused(tiny, tmp_path):
+    """A head that is not the embedding, declared or not: dropped in silence, it was nonsense."""
+    shutil.copytree(tiny[1], tmp_path, dirs_exist_ok=True)
+    tensors = {name: t.clone() for name, t in tiny[0].state_dict().items()}
+    write_safetensors(tmp_path / "model.safetensors", tensors, "F32")      # tied, and in the file
+    assert m.load_gpt(tmp_path).config.layers == 2
+    tensors["lm_head.weight"][0, 0] += 1
+    write_safetensors(tmp_path / "model.safetensors", tensors, "F32")
+    with pytest.raises(SystemExit, match="its head is not its embedding"):
+        m.load_gpt(tmp_path)
+
+
+def test_a_name_with_its_owner(caches, tiny, monkeypatch):
+    """As the hub spells it: "not found: check the path", beside a folder full of its files."""
     monkeypatch.setattr(torch.hub, "urlopen", None)
-    snapshots = caches / "hf" / "hub" / repository / "snapshots"
-    # the configuration alone is of no use
-    shutil.copytree(tiny[1], snapshots / "0", ignore=shutil.ignore_patterns("model.*"))
-    shutil.copytree(tiny[1], snapshots / "1")
-    assert m.load_gpt("gpt2").config.layers == 2
+    shutil.copytree(tiny[1], caches / "torch" / "hub" / "checkpoints" / "gpt2")
+    assert m.load_gpt("openai-community/gpt2").config.layers == 2
 
 
 def test_a_name_downloads_once(caches, tiny, monkeypatch):
-    """From a server on this machine: the address, the two files, and the second time none."""
+    """From a server on this machine: the address, the three files, and the second time none."""
     (caches / "site" / "gpt2-medium" / "resolve").mkdir(parents=True)
     shutil.copytree(tiny[1], caches / "site" / "gpt2-medium" / "resolve" / "main")
     asked = []
@@ -255,7 +292,7 @@ def test_a_name_downloads_once(caches, tiny, monkeypatch):
         for _ in range(2):
             assert m.load_gpt("gpt2-medium").config.layers == 2
         server.shutdown()
-    files = ("config.json", "model.safetensors")
+    files = ("config.json", "vocab.json", "model.safetensors")
     assert asked == [f"/gpt2-medium/resolve/main/{name}" for name in files]
 
 

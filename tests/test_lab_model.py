@@ -58,6 +58,8 @@ def test_an_exported_model_gives_the_same_logits(name, texts, tmp_path):
         assert (theirs(tokens).logits - gpt(tokens))[..., :pad].abs().max() < 1e-4
     special = theirs.config.eos_token_id, theirs.config.pad_token_id
     assert special == (gpt.tokenizer.eot, gpt.tokenizer.pad)
+    written = json.loads((tmp_path / "hub" / "config.json").read_text(encoding="utf-8"))
+    assert written["n_ctx"] == gpt.config.context          # what llama.cpp's converter asks for
 
     theirs.save_pretrained(tmp_path / "theirs")            # as after fine-tuning it there
     for folder in ("hub", "theirs"):

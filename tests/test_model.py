@@ -294,15 +294,18 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "model.pt"
     m.save(path, number=1)
 
-    def crash(contents, file):
-        file.write_bytes(b"half")
-        raise OSError("disk full")
+    # the last as torch says that a disk is full
+    for error in (OSError(28, "No space left on device"), KeyboardInterrupt(),
+                  RuntimeError("PytorchStreamWriter failed writing file")):
+        def crash(contents, file, error=error):
+            file.write_bytes(b"half")
+            raise error
 
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", crash)
-        with pytest.raises(OSError):
-            m.save(path, number=2)
-    assert m.load(path) == {"number": 1}
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", crash)
+            with pytest.raises(SystemExit, match="model.pt was not written .* is intact"):
+                m.save(path, number=2)
+        assert m.load(path) == {"number": 1} and os.listdir(tmp_path) == ["model.pt"]
     m.save(path, number=3)
     assert m.load(path) == {"number": 3} and os.listdir(tmp_path) == ["model.pt"]
 
@@ -372,6 +375,35 @@ def test_resuming_with_other_flags_is_refused(tmp_path):
         m.resume(progress("p.pt", lr=2e-3, resume=True), model=gpt)
     with pytest.raises(SystemExit, match="leave out --resume"):
         m.resume(progress("none.pt", resume=True), model=gpt)
+
+
+def test_resuming_with_an_edited_file_is_refused(tmp_path):
+    """Half a run on one text and half on another, under one name."""
+    text, gpt = tmp_path / "text.jsonl", tiny_gpt()
+    text.write_text("one\ntwo\n", encoding="utf-8")
+    args = argparse.Namespace(data=str(text), seed=0, resume=False, fresh=False)
+    m.save_progress((tmp_path / "p.pt", args), 3, [], model=gpt)
+    args.resume = True
+    assert m.resume((tmp_path / "p.pt", args), model=gpt) == (3, [])
+    text.write_text("one\nthree\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"bytes in .*text.jsonl was 8, now 10"):
+        m.resume((tmp_path / "p.pt", args), model=gpt)
+
+
+def test_a_gradient_that_is_no_number_stops_the_run():
+    """Weights of nan, saved over good ones; found the next morning."""
+    gpt = tiny_gpt()
+    before = [p.clone() for p in gpt.parameters()]
+    for bad in (math.nan, math.inf):
+        for p in gpt.parameters():
+            p.grad = torch.zeros_like(p)
+        gpt.norm.bias.grad[3] = bad
+        with pytest.raises(SystemExit, match="no longer a number: lower the learning rates"):
+            m.average_and_clip(gpt)
+    assert all(torch.equal(p, old) for p, old in zip(gpt.parameters(), before))
+    gpt.norm.bias.grad[3] = 10.0                           # and a large one is cut to norm 1
+    m.average_and_clip(gpt)
+    assert gpt.norm.bias.grad[3] == pytest.approx(1.0)
 
 
 def test_an_interrupted_run_is_given_up_on_purpose_only(tmp_path):

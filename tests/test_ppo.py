@@ -250,7 +250,7 @@ def test_a_run_that_diverges_says_so():
     """An index error from inside the sampler, when the rate was far too high."""
     policy, reference, value, batch = real_rollout()
     batch["returns"] *= math.nan
-    with pytest.raises(SystemExit, match="lower --lr"):
+    with pytest.raises(SystemExit, match="lower the learning rates"):
         ppo.update(policy, value, sgd(policy, value), batch, settings(epochs=1, minibatch=8))
     policy.norm.weight.data *= math.nan
     with pytest.raises(SystemExit, match="diverged"):

@@ -98,8 +98,11 @@ def test_what_is_read_again_reaches_the_step(monkeypatch):
             p.grad = torch.full_like(p, 1000.0) + (0 if p.grad is None else p.grad)
 
     monkeypatch.setattr(sft, "replayer", lambda model, args: read_again)
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_",
-                        lambda *args: norms.append(clip(*args).item()))
+    def clip_and_note(*args):
+        norms.append(clip(*args))
+        return norms[-1]
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip_and_note)
     sft.train(gpt, [("Who?", "Ann.")] * 4, settings(epochs=1, batch_size=2))
     assert len(norms) == 2 and min(norms) > 1000
 

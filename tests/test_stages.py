@@ -2,7 +2,13 @@
 interrupted run loses nothing."""
 import csv
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +21,7 @@ import reward
 import rlaif
 import sft
 
+ROOT = Path(__file__).parent.parent
 NETWORK = "--batch-size 4 --layers 2 --heads 2 --channels 32 --context 192".split()
 UPDATES = "--batch-size 4 --max-new 8 --epochs 1 --minibatch 2".split()
 FLAGS = {
@@ -215,6 +222,43 @@ def test_rlaif_goes_on_after_its_last_finished_step(step, out, tmp_path, monkeyp
         assert_equal_weights(out / name, tmp_path / name)
 
 
+LOSSES = {"pretrain": (pretrain, "next_token_loss"), "sft": (sft, "masked_loss"),
+          "reward": (reward, "preference_loss"), "ppo": (ppo, "value_loss")}
+
+
+@pytest.mark.parametrize("stage", LOSSES)
+def test_a_loss_that_is_no_number_stops_a_stage(stage, out, tmp_path, monkeypatch):
+    """A model of nan in the place of a good one, and null after null in the figures."""
+    owner, name = LOSSES[stage]
+    smaller_evaluations(monkeypatch)
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / f"{stage}.pt").read_bytes()
+    real = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **options: real(*args, **options) * torch.nan)
+    with pytest.raises(SystemExit, match="no longer a number"):
+        run(stage, tmp_path)
+    assert (tmp_path / f"{stage}.pt").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+def test_ctrl_c_is_answered_by_a_sentence(tmp_path):
+    """Thirty lines of traceback, among which nobody finds what was saved; and a mistake of ours has
+    to show its own all the same."""
+    text = tmp_path / "text.txt"
+    text.write_text("The wind is up. " * 4000, encoding="utf-8")
+    command = [sys.executable, str(ROOT / "pretrain.py"), "--out", str(tmp_path), "--data",
+               str(text), *"--tokenizer bytes --steps 9999 --eval-every 1".split(), *NETWORK]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                             encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not (tmp_path / "pretrain.resume.pt").exists() and child.poll() is None:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, printed = child.communicate(timeout=60)
+    assert "KeyboardInterrupt" in printed and "--resume goes on" in printed, printed
+    assert "Traceback" not in printed and child.returncode != 0, printed
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+
+
 def test_a_run_with_other_flags_is_not_resumed(out, tmp_path, monkeypatch):
     """Half a run with one learning rate and half with another."""
     smaller_evaluations(monkeypatch)
@@ -314,6 +358,32 @@ def test_chat_prints_an_answer(out, capsys):
     assert any(line.startswith(base) for line in two)
     with pytest.raises(SystemExit, match="nothing.pt not found"):
         m.main(["nothing.pt", "--prompt", "Hi"])
+
+
+def test_chat_remembers(out, monkeypatch, capsys):
+    """"And Tom?" answered as if nothing had been asked before; a long talk that ends in a traceback
+    instead of forgetting its oldest turns; an empty question, or one that is too long."""
+    typed = ["Where does Ann live?", "And Tom?", "", "/new", "And Tom?", "Why? " * 200, "And?"]
+    asked, keys = [], iter([*typed, EOFError])
+    def type_next(prompt):
+        key = next(keys)
+        if key is EOFError:
+            raise EOFError
+        return key
+    real = m.data.chat_prompt
+    monkeypatch.setattr("builtins.input", type_next)
+    monkeypatch.setattr(m.data, "chat_prompt", lambda t, talk: asked.append(list(talk))
+                        or real(t, talk))
+    m.main([str(out / "sft.pt"), "--max-new", "8", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    users = [[text for role, text in talk if role == "user"] for talk in asked]
+    assert ["Where does Ann live?", "And Tom?"] in users and ["And Tom?"] in users
+    assert users[-1] == ["And?"]                           # the long one went, answer and all
+    assert "/new" in printed and "Where does Ann live?" in printed     # what it can talk about
+    assert printed.count("nothing is asked") == 2 and "leaves no room" in printed
+    for prompt in ("", "  "):
+        m.main([str(out / "sft.pt"), "--prompt", prompt, "--device", "cpu"])
+        assert "nothing is asked" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -3,11 +3,10 @@
     python docs/lab/critics.py --inputs out --out out/critics     critics of growing ability
     python docs/lab/dial.py --critics out/critics --inputs out --out out/dial    rlaif.py's flags
 
-Both phases of rlaif.py once for each critic in the folder, and for the helpful model itself, last:
-the critic criticises, revises and judges; the model that answers and is trained stays the same.
-Prints a column a critic, writes OUT/dial.json (--resume: goes on after the critics in it), draws
-OUT/dial.png:
-
+Both phases of rlaif.py for each critic in the folder: it criticises, revises and judges; the model
+that answers and is trained stays the same. Last comes the helpful model, its own critic (figures of
+INPUTS/rlaif.json, if rlaif.py was run). Writes OUT/dial.json (--resume: goes on after the critics
+in it), draws OUT/dial.png, and prints a column a critic:
     hits, alarms       faults found where the rule covers one (G1), and where there is none
     labels             right labels, of the pairs of which one answer is better (G1)
     rounds             harm left after the rounds of critique
@@ -29,20 +28,22 @@ from model import load_gpt, pick_device
 
 OUTCOMES = [f"{what}_{name}_{cell}" for what in ("harm", "over_refusal")
             for name in ("slcai", "rlcai") for cell in ("g1", "g2r", "g2")]
+COLUMNS = ["hits", "alarms", "labels", "rounds", *OUTCOMES]
+
+def ability(found):
+    """What rlaif.measure_critic has found -> hits, alarms, labels."""
+    alarms = 1 - (found["verdict_silent_g1"] + found["verdict_benign_g1"]) / 2
+    labels = [found.get(f"label_{case}_g1", np.nan) for case in ("covered", "benign")]
+    return {"hits": found["verdict_covered_g1"], "alarms": alarms, "labels": np.mean(labels).item()}
 
 def supervise(critic, base, helpful, prompts, old, args):
     """Both phases of rlaif.py with this critic -> figures."""
     world, n, seed = data.world_of(base), args.eval_prompts, args.seed
     rules, (red_team, harmless, wide, wide_harmless, benign) = rlaif.open_constitution(), prompts
-    found = rlaif.measure_critic(critic, world, n, seed)
-    mean = lambda *names: float(np.mean([found.get(name, np.nan) for name in names]))
-    figures = {"hits": found["verdict_covered_g1"],
-               "alarms": 1 - mean("verdict_silent_g1", "verdict_benign_g1"),
-               "labels": mean("label_covered_g1", "label_benign_g1")}
+    figures = ability(rlaif.measure_critic(critic, world, n, seed))
     traces = rlaif.revise_rounds(helpful, critic, red_team, rules, args.rounds, seed)
-    left = [not data.is_harmless(trace["answers"][-1]) for trace in traces]
-    figures["rounds"], revisions = float(np.mean(left)), rlaif.to_learn(traces)
-    slcai = rlaif.train_slcai(base, helpful, revisions, harmless, args)
+    figures["rounds"] = rlaif.count_and_judge(traces, {})[f"harm_round_{args.rounds}"]
+    slcai = rlaif.train_slcai(base, helpful, rlaif.to_learn(traces), harmless, args)
     by_turns = itertools.chain(*zip(itertools.cycle(wide), benign))
     answered = rlaif.answers_to_compare(slcai, helpful, [*by_turns], seed)
     groups, _ = rlaif.ai_labels(critic, answered, rules, seed, args.clamp)
@@ -56,8 +57,7 @@ def draw(rows, path):
     try:
         import matplotlib.pyplot as plt
     except ImportError:
-        print("no picture: it takes `pip install matplotlib`")
-        return
+        return print("no picture: it takes `pip install matplotlib`")
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, what in zip(axes, ("harm", "over_refusal")):
         for name in ["rounds"] * (what == "harm") + [n for n in OUTCOMES if n.startswith(what)]:
@@ -74,7 +74,7 @@ def main(argv=None):
     own, rest = p.parse_known_args(argv)                   # the others are rlaif.py's
     args, critics = rlaif.read_args(rest), sorted(Path(own.critics).glob("critic_*.pt"))
     if not critics:
-        raise SystemExit(f"{own.critics} holds no critics: run `python docs/lab/critics.py` first")
+        raise SystemExit(f"no critics in {own.critics}: run `python docs/lab/critics.py` first")
     device, out, inputs = pick_device(args.device), Path(args.out), Path(args.inputs or args.out)
     base, _, helpful = rlaif.load_models(inputs, args, device)
     prompts = rlaif.from_world(data.world_of(base), args)
@@ -83,12 +83,16 @@ def main(argv=None):
         rows = json.loads(path.read_text(encoding="utf-8"))
     for critic in [*critics, None]:
         name = critic.stem if critic else "helpful"
-        if name not in rows:
+        if not critic and (inputs / "rlaif.json").exists():    # that run was this one
+            found = json.loads((inputs / "rlaif.json").read_text(encoding="utf-8"))
+            found |= ability(found) | {"rounds": found[f"harm_round_{args.rounds}"]}
+            rows[name] = {column: found[column] for column in COLUMNS}
+        elif name not in rows:
             judge = load_gpt(critic, device=device) if critic else helpful
             rows[name] = supervise(judge, base, helpful, prompts, old, args)
-            data.write_results(out, "dial", figures=rows)  # after each: it takes long
+        data.write_results(out, "dial", figures=rows)      # after each: it takes long
     print("\n" + " " * 24, *[f"{name:>12}" for name in rows])
-    for column in ["hits", "alarms", "labels", "rounds", *OUTCOMES]:
+    for column in COLUMNS:
         print(f"{column:24}", *[f"{row[column]:12.3f}" for row in rows.values()])
     draw(list(rows.values()), out / "dial.png")
 

@@ -2,8 +2,8 @@
 
     python docs/lab/export.py out/ppo.pt DIR
 
-writes it as transformers reads GPT-2. Found: the same text gives the same ids, the same ids the
-same logits, and `load_gpt` reads DIR again, the seed of the world included.
+writes it as transformers and llama.cpp's converter read GPT-2. Found: the same text gives the same
+ids, the same ids the same logits, and `load_gpt` reads DIR again, its world's seed included.
 """
 import argparse
 import json
@@ -22,8 +22,7 @@ CHAT = ("{% for m in messages %}{{ '<|' + m.role + '|> ' + m.content.strip() + "
 def spell_out(tokenizer):
     """-> {token as GPT-2's files spell it: id}, and the merges in the order in which they apply."""
     # a byte is one visible character: its own in Latin-1, or else the next from 256 on
-    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    hidden = [byte for byte in range(256) if byte not in visible]
+    hidden = [*range(33), *range(127, 161), 173]           # not visible themselves
     letters = {byte: 256 + i for i, byte in enumerate(hidden)}
     ids, merges = tokenizer.encoding._mergeable_ranks, []
     spelled = {t: t.decode("latin-1").translate(letters) for t in sorted(ids, key=ids.get)}
@@ -86,8 +85,9 @@ def main(argv=None):
     eot, sizes = model.tokenizer.eot, dict(zip(m.GPT2_SIZES, vars(model.config).values()))
     config = {**m.GPT2_KIND, **sizes, "architectures": ["GPT2LMHeadModel"], "bos_token_id": eot,
               "eos_token_id": eot, "pad_token_id": model.tokenizer.pad,
-              "tokenizer": model.tokenizer.state(), "world_seed": model.world_seed}  # for load_gpt
-    files = tokenizer_files(model.tokenizer, model.config.context) | {"config.json": config}
+              "n_ctx": sizes["n_positions"], "world_seed": model.world_seed,
+              "tokenizer": model.tokenizer.state()}        # these two for load_gpt
+    files = {"config.json": config, **tokenizer_files(model.tokenizer, model.config.context)}
     Path(args.folder).mkdir(parents=True, exist_ok=True)
     for name, contents in files.items():
         text = json.dumps(contents, ensure_ascii=False, indent=1)
