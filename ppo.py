@@ -229,6 +229,8 @@ def train(policy, value, questions_at, score_answers, args, gold=None, progress=
         judge(batch, score_answers, value, args.beta)
         losses = update(policy, value, optimizer, batch, args, read_again)
         history.append({"iteration": step + 1} | describe(batch) | losses)
+        if len(set(batch["scores"].tolist())) == 1:        # nothing but the leash is left to learn
+            tqdm.write(f"iteration {step + 1}: all scores alike, {batch['ended'].sum()} ended")
         if gold:
             texts = [data.decode_reply(policy.tokenizer, reply) for reply in batch["replies"]]
             history[-1]["gold_utility"] = float(np.mean(gold(batch["questions"], texts)))

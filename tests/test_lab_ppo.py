@@ -129,9 +129,17 @@ def test_a_reward_of_ones_own(tmp_path):
     assert seldom(["Who?"] * 3, replies).tolist() == [0, 0, 1]
     with pytest.raises(SystemExit, match="should return a number"):
         own_reward.score_by_function(bad, TOKENIZER, reference)
+    own.write_text("LIMIT = 0\n\ndef score(question, answer):\n    return 1 / LIMIT\n\n"
+                   "def alone(answer):\n    return 1\n", encoding="utf-8")
+    for name, says in ("score", "my.py, line 4: ZeroDiv"), ("alone", "TypeError: alone"):
+        with pytest.raises(SystemExit, match=says):        # in *his* file, and no traceback
+            own_reward.own_reward(f"{own}:{name}")("Who?", "one")
     for where in ("words", "none.py:words", f"{own}:wrods"):
         with pytest.raises(SystemExit, match="say gold, or file.py:function"):
             own_reward.own_reward(where)
+    own.write_text("LIMIT = 0\ndef score(question answer):\n    return 1\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="my.py, line 2: SyntaxError"):
+        own_reward.own_reward(f"{own}:score")
 
 
 @pytest.mark.parametrize("reward", ["gold", "brief.py:score"])

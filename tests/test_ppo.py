@@ -472,3 +472,16 @@ def test_prompts_without_room_for_an_answer_are_left_out(capsys):
     assert "1 prompts left out: longer than 20 tokens" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--max-new"):
         ppo.prompts_that_fit(prompts, TOKENIZER, 3)
+
+
+def test_a_batch_of_equal_scores_is_reported_while_it_runs(monkeypatch, capsys):
+    """An hour of iterations in which no answer ended, found in the log the next morning."""
+    policy, _, value, _ = real_rollout()
+    said = []
+    monkeypatch.setattr(ppo.tqdm, "write", said.append)
+    args = settings(epochs=1, minibatch=8, iterations=1, value_warmup=0, lr=1e-4, value_lr=1e-4,
+                    max_new=2, beta=0.1, seed=0, replay_rows=0, resume=False, fresh=False)
+    ppo.train(policy, value, lambda step: QUESTIONS, lambda q, r: torch.zeros(len(q)), args)
+    assert len(said) == 1 and "iteration 1: all scores alike, " in said[0]
+    ppo.train(policy, value, lambda step: QUESTIONS, lambda q, r: torch.arange(len(q)) / 9, args)
+    assert len(said) == 1
