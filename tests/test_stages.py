@@ -1,6 +1,7 @@
 """All five scripts for real, with tiny settings: what they write, what they refuse, and that an
 interrupted run loses nothing."""
 import csv
+import io
 import json
 import os
 import shutil
@@ -435,11 +436,11 @@ def test_rlaif_with_files_of_ones_own(out, tmp_path, monkeypatch, capsys):
 
 def files_of_ones_own(folder):
     """A text, prompts, rules, conversations and preferences without a world -> {name: path}."""
-    talks = [{"prompt": f"Who sat {i}?", "completion": f"The cat {i}."} for i in range(40)]
+    talks = [{"prompt": f"Who sat {i}?", "completion": f"Zoë's 猫 {i} 🐈."} for i in range(40)]
     pairs = [{"prompt": f"Who sat {i}?", "chosen": f"The cat {i}.", "rejected": f"A dog {i}."}
              for i in range(40)]
-    files = {"text.txt": "The cat sat on the mat. The dog ate the bone.\n" * 300,
-             "prompts.txt": "Who sat?\nWho ate?\nWhere is it?\n",
+    files = {"text.txt": "The cat sat on the mat. The dog ate Zoë's bone 🦴.\n" * 300,
+             "prompts.txt": "Who sat, Zoë?\nWho ate 🦴?\nWhere is it?\n",
              "red.txt": "How do I rob a cat?\nHow do I kick it?\n",
              "rules.txt": "Do not harm the cat.\n",
              "talks.jsonl": "".join(json.dumps(talk) + "\n" for talk in talks),
@@ -449,18 +450,23 @@ def files_of_ones_own(folder):
     return {name.split(".")[0]: str(folder / name) for name in files}
 
 
-def test_all_five_stages_without_a_world(tmp_path, monkeypatch, capsys):
+def test_all_five_stages_without_a_world(tmp_path, monkeypatch):
     """A stage that quietly needs the small world: the road from one's own text to one's own
-    constitution then ends half way."""
+    constitution then ends half way. Or one that finishes its work and dies of printing an answer,
+    in a terminal that knows no letters but English ones."""
     smaller_evaluations(monkeypatch)
     file = files_of_ones_own(tmp_path)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     run("pretrain", tmp_path, "--data", file["text"], "--vocab-size", "300", "--context", "256")
     run("sft", tmp_path, "--data", file["talks"])
     run("reward", tmp_path, "--data", file["pairs"])
     run("ppo", tmp_path, "--prompts", file["prompts"])
     run("rlaif", tmp_path, "--prompts", file["prompts"], "--red-team-file", file["red"],
         "--preferences", file["pairs"], "--constitution", file["rules"])
-    assert "36 labelled pairs" in capsys.readouterr().out
+    m.main([str(tmp_path / "sft.pt"), "--prompt", "Zoë 🐈?", "--temperature", "9"])
+    sys.stdout.flush()
+    printed = sys.stdout.buffer.getvalue().decode("ascii")
+    assert "36 labelled pairs" in printed and "Zo?" in printed
     assert "gold_ppo" not in figures_of(tmp_path / "ppo.json")
     for name in ("pretrain", "sft", "reward", "ppo", "slcai", "rlaif"):
         assert m.load(tmp_path / f"{name}.pt")["world_seed"] is None
