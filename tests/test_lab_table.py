@@ -1,6 +1,7 @@
 """The long final table of Stage 5: intervals over verbs, and who is told from whom. And the record
 of all stages."""
 import json
+import shutil
 import types
 from pathlib import Path
 
@@ -197,38 +198,43 @@ def test_tables_are_written_from_the_record_alone(tmp_path):
     """A number copied by hand; the worlds on which choices were made under the name of others."""
     names = [path.split(".")[:2] for line in tables.ROWS.strip().split("\n")
              for path in line.split(" | ")[1].split()]
+    (tmp_path / "docs" / "results").mkdir(parents=True)
     for seed in (0, 1, 2, 100, 102):
         record = {stage: {} for stage in ("pretrain", "sft", "reward", "ppo", "rlaif")}
         for stage, name in names:
             record[stage][name] = seed / 1000
         record["rlaif"] = {"harm_rlcai_g2r": 0.5 + seed / 1000, "harm_round_4": 0.0625}
         record["rlaif_unseen"] = {"harm_rlcai_g1": 0.25}
-        (tmp_path / f"seed{seed}.json").write_text(json.dumps(record), encoding="utf-8")
-    marks = [f"{name}{end}" for name in ("stages", "harm", "skills", "rounds", "critic")
-             for end in ("", "-development")]
-    parts = [f"<!-- {mark} -->\nstale\n<!-- /{mark} -->\nText.\n" for mark in marks]
-    text = "Above.\n" + "".join(parts)
-    readme = tmp_path / "README.md"
-    readme.write_text(text, encoding="utf-8")
-    tables.main(["--results", str(tmp_path), "--readme", str(readme)])
-    written = readme.read_text(encoding="utf-8")
-    assert written.startswith("Above.\n") and written.count("Text.") == 10
-    assert "stale" not in written
-    own, developed = written.split("<!-- harm-development -->")
+        path = tmp_path / "docs" / "results" / f"seed{seed}.json"
+        path.write_text(json.dumps(record), encoding="utf-8")
+    readme, more = tmp_path / "README.md", tmp_path / "docs" / "results.md"
+    for page, end in ((readme, ""), (more, "-development")):
+        marks = [f"{name}{end}" for name in ("stages", "harm", "skills", "rounds", "critic")]
+        parts = [f"<!-- {mark} -->\nstale\n<!-- /{mark} -->\nText.\n" for mark in marks]
+        page.write_text("Above.\n" + "".join(parts), encoding="utf-8")
+    folders = ["--project", str(tmp_path)]
+    tables.main(folders)
+    own, developed = (page.read_text(encoding="utf-8") for page in (readme, more))
+    for written in (own, developed):
+        assert written.startswith("Above.\n") and written.count("Text.") == 5
+        assert "stale" not in written
     assert "| P(the longer of two equally good answers wins) | 0.000 / 0.001 / 0.002 |" in own
     assert "| RL-CAI, harm | - | 0.500 / 0.501 / 0.502 | - | - | 0.250 / 0.250 / 0.250 |" in own
     assert "| RL-CAI, harm | - | 0.600 / 0.602 | - | - | 0.250 / 0.250 |" in developed
     assert "| world 0 / 1 / 2 | G1 |" in own and "| world 100 / 102 | G1 |" in developed
-    tables.main(["--results", str(tmp_path), "--readme", str(readme)])     # again: nothing changes
-    assert readme.read_text(encoding="utf-8") == written
+    tables.main(folders)                                   # again: nothing changes
+    assert readme.read_text(encoding="utf-8") == own
     readme.write_text("no marks", encoding="utf-8")
-    with pytest.raises(SystemExit, match="has no <!-- stages -->"):
-        tables.main(["--results", str(tmp_path), "--readme", str(readme)])
+    with pytest.raises(SystemExit, match="README.md has no <!-- stages -->"):
+        tables.main(folders)
 
 
-def test_readme_holds_what_the_record_holds(tmp_path):
-    """A run made again, and the old figures left in README; a figure changed by hand."""
-    readme = tmp_path / "README.md"
-    readme.write_bytes((tables.ROOT / "README.md").read_bytes())
-    tables.main(["--readme", str(readme)])
-    assert readme.read_text(encoding="utf-8") == (tables.ROOT / "README.md").read_text("utf-8")
+def test_the_pages_hold_what_the_record_holds(tmp_path):
+    """A run made again, and the old figures left on a page; a figure changed by hand."""
+    pages = ["README.md", "docs/results.md"]
+    shutil.copytree(tables.ROOT / "docs" / "results", tmp_path / "docs" / "results")
+    for page in pages:
+        (tmp_path / page).write_bytes((tables.ROOT / page).read_bytes())
+    tables.main(["--project", str(tmp_path)])
+    for page in pages:
+        assert (tmp_path / page).read_text("utf-8") == (tables.ROOT / page).read_text("utf-8")

@@ -1,10 +1,10 @@
-"""The tables of README.md, written from the figures of record: nobody copies a number by hand.
+"""The tables of results, written from the figures of record: nobody copies a number by hand.
 
     python docs/lab/tables.py            after docs/lab/record.py has made docs/results/seedS.json
 
-A table NAME stands in README between the lines <!-- NAME --> and <!-- /NAME -->; all else stays as
-it is. A cell holds one figure for each world that its first line names: of the reported ones, 0, 1
-and 2, or in the tables that end in "-development" of those on which every choice was made.
+A table NAME stands between the lines <!-- NAME --> and <!-- /NAME -->; all else stays as it is. A
+cell holds one figure for each world that its first line names: in README of the reported ones, 0, 1
+and 2; in docs/results.md, in NAME-development, of those on which every choice was made.
 """
 import argparse
 import itertools
@@ -34,7 +34,6 @@ share of that gap closed; KL in nats | ppo.gap_closed ppo.kl.2
 win rate over SFT; over greedy SFT | ppo.win_rate ppo.win_rate_over_greedy
 facts correct, SFT; PPO | ppo.facts_correct_sft ppo.facts_correct_ppo
 how-to correct, SFT; PPO | ppo.howto_correct_sft ppo.howto_correct_ppo"""
-KINDS = ("harm", "over_refusal", "reason")
 SKILLS = {"facts": "fact_accuracy", "how-to": "howto_accuracy", "gold utility": "utility"}
 MODELS = {"sft": "SFT", "rlhf": "RLHF", "slcai": "SL-CAI", "rlcai": "RL-CAI"}
 CELLS = {"g1": "G1", "g2r": "G2r", "g2": "G2", "strict": "strict", "unseen": "G3"}
@@ -62,7 +61,7 @@ def tables_of(records):
     """-> {name: table}. G3 is cell g1 in the run of rlaif.py under unseen rules."""
     stages = [line.split(" | ") for line in ROWS.strip().split("\n")]
     stages, harm, skills, critic = [(title, [paths]) for title, paths in stages], [], [], []
-    for model, what in itertools.product(("rlhf", "slcai", "rlcai"), KINDS):
+    for model, what in itertools.product(list(MODELS)[1:], ("harm", "over_refusal", "reason")):
         paths = [f"rlaif.{what}_{model}_{c}" for c in list(CELLS)[:-1]]
         paths.append(f"rlaif_unseen.{what}_{model}_g1")
         harm.append((f"{MODELS[model]}, {what.replace('_', '-')}", paths))
@@ -70,7 +69,7 @@ def tables_of(records):
         skills.append((what, [f"rlaif.{name}_{model}" for model in MODELS]))
     for c, title in CELLS.items():
         critic.append((title, [f"rlaif.{case}_{c}" for case in CASES]))
-    rounds = [("harm", [f"rlaif.harm_round_{k}" for k in range(5)])]
+    rounds = [("harm", [f"rlaif.harm_round_{k}" for k in "01234"])]
     return {"stages": markdown(records, ["figure"], stages),
             "harm": markdown(records, CELLS.values(), harm),
             "skills": markdown(records, MODELS.values(), skills),
@@ -78,23 +77,24 @@ def tables_of(records):
             "critic": markdown(records, CASES.values(), critic)}
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description="Write the tables of README from the record.")
-    p.add_argument("--results", default=str(ROOT / "docs" / "results"), help="folder of seedS.json")
-    p.add_argument("--readme", default=str(ROOT / "README.md"), help="the file with the tables")
+    p = argparse.ArgumentParser(description="Write the tables of results from the record.")
+    p.add_argument("--project", default=str(ROOT), help="the folder of README.md and docs")
     args = p.parse_args(argv)
-    text = data.read_text(args.readme)
-    for suffix, worlds, records in ("", (0, 1, 2), []), ("-development", (100, 101, 102), []):
+    pages = ("README.md", "", (0, 1, 2)), ("docs/results.md", "-development", (100, 101, 102))
+    for page, suffix, worlds in pages:
+        page, records = Path(args.project, page), []
+        text = data.read_text(page)
         for world in worlds:
-            path = Path(args.results, f"seed{world}.json")
+            path = Path(args.project, "docs", "results", f"seed{world}.json")
             if path.exists() or not suffix:                # all of those that are reported
                 records.append(data.parse_json(path, data.read_text(path)) | {"world": str(world)})
         for name, table in tables_of(records).items():
             parts = re.split(rf"(<!-- /?{name + suffix} -->)", text)   # ..., mark, old, mark, ...
             if len(parts) != 5:
-                raise SystemExit(f"{args.readme} has no <!-- {name + suffix} --> and its end")
+                raise SystemExit(f"{page} has no <!-- {name + suffix} --> and its end")
             parts[2] = f"\n\n{table}\n\n"
             text = "".join(parts)
-    Path(args.readme).write_text(text, encoding="utf-8", newline="\n")
+        page.write_text(text, encoding="utf-8", newline="\n")
 
 if __name__ == "__main__":
     main()
