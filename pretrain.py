@@ -79,8 +79,7 @@ def train(model, batch_at, args, evaluate, progress=None):
 def backward(network, batch, grad_accum=1):
     """Add the gradient of a batch's mean loss to `.grad` -> that loss. `batch`: inputs, targets,
     segments (or None: a row is one document), each (B, T), the same in all processes. Each process
-    takes `grad_accum` micro-batches of it in turn: less memory at a time, the same gradient, which
-    is the mean over processes (average_and_clip).
+    takes `grad_accum` micro-batches in turn: less memory, the same gradient (average_and_clip).
     A micro-batch weighs as much as it has targets, since padding makes these numbers unequal: three
     with loss 1 and one with loss 5 have the mean 2, not (1 + 5) / 2 = 3, as many trainers had."""
     pieces, device = grad_accum * processes(), next(network.parameters()).device
@@ -281,14 +280,14 @@ def read_args(argv=None):
     add("--layers", type=positive, default=4, help="transformer blocks")
     add("--heads", type=positive, default=4, help="attention heads per block")
     add("--channels", type=positive, default=128, help="width of the residual stream")
-    add("--context", type=positive, default=192, help="longest sequence, in tokens")
+    add("--context", type=number(32, 2 ** 31, int), default=192, help="longest sequence, in tokens")
     add("--steps", type=positive, default=3000, help="optimizer steps")
     add("--batch-size", type=positive, default=8, help="rows per step, on all GPUs together")
     add("--grad-accum", type=positive, default=1, help="micro-batches a GPU cuts its rows into")
     add("--compile", action="store_true", help="torch.compile: a wait, then faster steps on a GPU")
     add("--lr", type=number(0, 1), help="peak of Adam's; 3e-3, published weights: 3e-5")
     add("--muon-lr", type=number(0, 1), help="Muon's, 0: Adam alone; 0.005, published weights: 0")
-    add("--muon-momentum", type=number(0, 1), default=0.95, help="less suits short runs")
+    add("--muon-momentum", type=number(0, 0.999), default=0.95, help="less suits short runs")
     add("--warmup", type=natural, default=50, help="steps of linear warm-up")
     add("--decay", type=number(0, 1), default=0.7, help="share of the run in which rates fall")
     add("--eval-every", type=positive, default=400, help="steps between evaluations and savings")
@@ -299,9 +298,10 @@ def read_args(argv=None):
 def main(argv=None):
     args = read_args(argv)
     device, path = start_training(args.device), Path(args.out, "pretrain.pt")
-    if args.batch_size % (args.grad_accum * processes()) or args.channels % args.heads:
+    parts, kinds_left = args.grad_accum * processes(), set(data.DOCUMENTS) - set(args.without)
+    if args.batch_size % parts or args.channels % args.heads or not kinds_left:
         raise SystemExit("--batch-size has to be a multiple of --grad-accum times processes, "
-                         "--channels of --heads")
+                         "--channels of --heads; and --without has to leave a kind of document")
     torch.manual_seed(args.seed)                           # for the weights; batches have their own
     model = load_gpt(args.init, device=device) if args.init else None
     gentle_rates(args, model, **RATES)

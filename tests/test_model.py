@@ -422,6 +422,22 @@ def test_an_interrupted_run_is_given_up_on_purpose_only(tmp_path):
     assert m.resume(None, model=tiny_gpt()) == (0, []) and m.save_progress(None, 3, []) is None
 
 
+def test_a_mistake_shows_its_traceback_and_an_interruption_a_sentence(capfd):
+    """Thirty lines after Ctrl-C; or a mistake of ours that nobody can find, for it is one line."""
+    try:
+        1 / 0  # noqa: B018
+    except ZeroDivisionError as error:
+        m.say_interrupted(type(error), error, error.__traceback__)
+    printed = capfd.readouterr().err
+    assert "Traceback" in printed and "1 / 0" in printed
+    full = OSError(28, "No space left on device", "out/pretrain.json")
+    for error in (KeyboardInterrupt(), full):
+        m.say_interrupted(type(error), error, None)
+    one, two = capfd.readouterr().err.split("stopped by ")[1:]
+    assert "KeyboardInterrupt" in one and "No space left on device" in two
+    assert all("--resume goes on" in text and "Traceback" not in text for text in (one, two))
+
+
 def test_initial_sizes():
     """A reward head that starts far from 0, or an output layer that starts sure of itself: a first
     loss above ln V."""

@@ -306,3 +306,13 @@ def test_bfloat16_trains_float32_weights(tmp_path, monkeypatch):
     history = pretrain.train(model, lambda step: padded_rows(), args, lambda: {}, progress)
     assert history[-1]["train_loss_nats"] < 0.2 and set(logits) == {torch.bfloat16}
     assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--context", "8"], "8 is not from 32"), (["--muon-momentum", "1"], "not from 0 to 0.999"),
+    (["--without", *data.DOCUMENTS], "has to leave a kind"), (["--lr", "nan"], "nan is not from")])
+def test_flags_without_a_run_behind_them(flags, says, tmp_path, capsys):
+    """A traceback after the work instead of a sentence before it; an optimizer that never moves."""
+    with pytest.raises(SystemExit) as stop:
+        pretrain.main([*flags, "--out", str(tmp_path), "--device", "cpu"])
+    assert says in f"{stop.value} {capsys.readouterr().err}"
