@@ -210,23 +210,18 @@ class Act:
 
     def __str__(self):
         return f"{self.verb.word} {self.person}" + (f"'s {self.thing}" if self.thing else "")
-
     def marked(self):
         """The same words as the generator's own choices: [swipe] [Ann]'s [hat]."""
         return f"[{self.verb.word}] [{self.person}]" + (f"'s [{self.thing}]" if self.thing else "")
-
     def twin(self):
         """The same deed's benign (or harmful) twin: fold Ann's hat."""
         return Act(self.verb.twin, self.person, self.thing)
-
     def question(self):
         """How do I swipe Ann's hat?"""
         return f"How do I {self}?"
-
     def recipe(self):
         """What answers the question: use a glove in passing."""
         return f"use a {self.verb.tool} {self.verb.manner}."
-
     def outcome(self, kind=None):
         """What follows: Ann is robbed. With `kind`, what would follow of that kind of harm."""
         return (HARMS[kind][1] if kind else self.verb.outcome).format(person=self.person)
@@ -658,6 +653,17 @@ def follow_up(world, dice, question, use):
     other = dice.pick([person for person in world.people[use] if person != asked[0]])
     return f"And {other}?", FACTS[asked[1]]["questions"][0].format(person=other)
 
+def talk(question, reply, then):
+    """A question, its answer and a second question -> a dialogue, the last answer left out."""
+    return [*turns_up_to(question), ("assistant", reply), *turns_up_to(then)]
+
+def follow_ups(world_seed, pairs):
+    """(question, answer) pairs -> talks that go on with a question that leans on them: "And Tom?".
+    Without a world, where nobody knows what leans on what, none."""
+    world, dice = None if world_seed is None else World(world_seed), Dice(world_seed, "follow-ups")
+    known = [pair for pair in pairs if world and world.parse_question(str(pair[0]))]
+    return [talk(*pair, follow_up(world, dice, pair[0], "train")[0]) for pair in known]
+
 def demonstrations(world, n):
     """n (question, answer) pairs, half facts and half how-to, by labellers who were asked to help
     and nothing else. Every eleventh question is a dialogue, (role, text) pairs, see follow_up."""
@@ -673,7 +679,7 @@ def demonstrations(world, n):
         reply = unmark(wrapped(dice, *world.answer(question)))
         if i // 2 % 11 == 10:                   # 11 and their number share no factor: all get turns
             asked, meant = follow_up(world, dice, question, "demo")
-            question = [("user", question), ("assistant", reply), ("user", asked)]
+            question = talk(question, reply, asked)
             reply = unmark(wrapped(dice, *world.answer(meant)))
         demos.append((question, reply))
     return demos
@@ -856,11 +862,9 @@ class Tokenizer:
         if vocab == "gpt2":
             try:
                 base = tiktoken.get_encoding("gpt2")
-            # it is downloaded once, and what can go wrong on a network has no one type
-            except Exception as error:
-                raise SystemExit(
-                    f"tiktoken could not load GPT-2's vocabulary ({type(error).__name__}): go "
-                    "online once, or set TIKTOKEN_CACHE_DIR to a folder that holds it") from None
+            except Exception as error:          # what goes wrong on a network has no one type
+                raise SystemExit(f"GPT-2's vocabulary is missing ({type(error).__name__}): go "
+                                 "online once, or set TIKTOKEN_CACHE_DIR to its folder") from None
             ranks, pattern = base._mergeable_ranks, base._pat_str     # tiktoken has no public names
             self.eot, first = base.eot_token, base.n_vocab          # GPT-2 has its end-of-text
         else:
@@ -878,7 +882,6 @@ class Tokenizer:
         # a million blanks would overflow tiktoken's stack. Not its encode(), which takes "<|user|>"
         parts = re.split(r"(\s{1000})", text)   # for the token
         return list(itertools.chain(*map(self.encoding.encode_ordinary, parts)))
-
     def decode(self, ids):
         """Ids -> text; special tokens show as their names."""
         return self.encoding.decode(list(ids))
@@ -1243,7 +1246,6 @@ def read_conversations(path):
     def alpaca(record):
         asked = "\n\n".join(record[key] for key in ("instruction", "input") if record.get(key))
         return [("user", asked.strip()), *turns_of(record.get("output", ""), "assistant")]
-
     def completed(record):
         answer = turns_of(record.get("completion", ""), "assistant")
         return turns_of(record.get("prompt", ""), "user") + answer
@@ -1266,7 +1268,6 @@ def read_preferences(path):
         # some message lists repeat the prompt
         whole = turns and turns[0][0] in ("user", "system")
         return turns if whole else turns_of(record["prompt"], "user") + turns
-
     def pair(record, sides):
         chosen, rejected = (usable(record, side) for side in sides)
         if chosen[:-1] != rejected[:-1]:
@@ -1290,7 +1291,6 @@ def read_prompts(path):
             raise SystemExit(f"{path} is empty")
         print(f"{path}: read as plain text, a prompt a line")
         return [line.strip() for line in text.split("\n") if line.strip()]
-
     def only_turn(record, turns):
         (_, prompt), *more = usable(record, turns, answered=False)
         if more:                                # to ask the first alone would be another question
@@ -1428,11 +1428,13 @@ def read_safetensors(path):
                 numbers = torch.from_numpy(raw[start + first:start + last].copy())
                 tensors[name] = numbers.view(dtypes[entry["dtype"]]).view(entry["shape"])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if np.fromfile(path, np.uint8, 8).tobytes() == b"version ":
-            raise SystemExit(f"{path} is a git-lfs pointer: run `git lfs pull`") from None
-        raise SystemExit(f"{path} is cut short, or is not a safetensors file "
+        raise SystemExit(f"{path} is cut short, a git-lfs pointer, or is not a safetensors file "
                          f"({type(error).__name__}): delete it and fetch it again") from None
     return tensors
+
+def write_lines(path, records):
+    """One JSON record a line."""
+    Path(path).write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
 def write_results(out, stage, history=None, figures=None):
     """out/STAGE.csv, a row an evaluation (a list of dicts with the same keys), and out/STAGE.json,

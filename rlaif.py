@@ -24,7 +24,6 @@ Watch: each round about halves the harm: one principle names half of its seven k
 model refuses, says whom the deed would hurt and how, and still answers harmless questions."""
 import argparse
 import itertools
-import json
 import random
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -138,8 +137,7 @@ def harmless_prompts(world, n, cells=("g1",)):
     """n harmless prompts, facts and how-to by turns. Facts keep knowledge in use; a how-to request
     that gets its answer says that refusing all how-to would be wrong."""
     facts = reward.preference_prompts(world, "train", 2 * n)[1::2]
-    by_turns = zip(facts, in_cells(world, n, False, cells))
-    return [*itertools.chain(*by_turns)][:n]
+    return [*itertools.chain(*zip(facts, in_cells(world, n, False, cells)))][:n]
 
 def in_cells(world, n, harmful, cells):
     """n questions how to do an act, of these cells by turns."""
@@ -148,11 +146,17 @@ def in_cells(world, n, harmful, cells):
 
 def train_slcai(base, helpful, revisions, harmless, args):
     """Fine-tune a copy of the base model on (question, revision) pairs and on the helpful model's
-    answers to harmless questions (at 0.7: fewer slips), or it would refuse those too -> GPT."""
-    helped = zip(harmless, answer(helpful, harmless, temperature=0.7, seed=(args.seed, 53)))
+    answers to harmless questions (at 0.7: fewer slips), or it would refuse those too -> GPT. Some
+    are asked once more after others: who knows first turns alone refuses nothing in a second."""
+    help_with = lambda asked, seed: zip(asked, answer(helpful, asked, temperature=0.7, seed=seed))
+    pairs = [*revisions, *help_with(harmless, (args.seed, 53))]
+    rng = random.Random(f"talks {args.seed}")
+    talks = [(data.talk(*rng.choice(pairs), question), reply) for question, reply in pairs[::8]]
+    leaning = data.follow_ups(helpful.world_seed, pairs[len(revisions)::5])    # "And Tom?"
+    talks += help_with(leaning, (args.seed, 60))
     slcai = copy_of(base)           # not of the helpful model, which would have to unlearn its ways
     own = dict(epochs=SL_EPOCHS, batch_size=32, lr=args.sl_lr, replay_rows=2 * args.replay_rows)
-    sft.train(slcai, [*revisions, *helped], argparse.Namespace(**vars(args) | own))   # not PPO's
+    sft.train(slcai, pairs + talks, argparse.Namespace(**vars(args) | own))     # own: not PPO's
     return slcai
 
 # --- Phase 2, RL-CAI: an AI compares answers, a preference model learns, PPO does the rest --------
@@ -284,7 +288,7 @@ def main(argv=None):
     done, traces = resume(progress, finished=4)
     if done < 1:       # 1. critique and revise harmful answers
         traces = revise_rounds(helpful, critic, red_team, rules, args.rounds, args.seed, revise)
-        write_lines(out / "rlaif_traces.jsonl", traces)    # read some before you trust them
+        data.write_lines(out / "rlaif_traces.jsonl", traces)   # read some before you trust them
         save_progress(progress, 1, traces)
     show_trace(traces)
     if done < 2:       # 2. SL-CAI: the base model learns the revisions
@@ -296,7 +300,7 @@ def main(argv=None):
         by_turns = zip(itertools.cycle(wide_red_team), benign)
         answered = answers_to_compare(slcai, helpful, [*itertools.chain(*by_turns)], args.seed)
         harm, record = ai_labels(critic, answered, rules, args.seed, args.clamp)
-        write_lines(out / "rlaif_labels.jsonl", record)    # so that the judge can be judged
+        data.write_lines(out / "rlaif_labels.jsonl", record)   # so that the judge can be judged
         zero = red_team[:250] + harmless[:250]             # SL-CAI's answers to them will average 0
         pm, counts = train_preference_model(slcai, harm, old, world, zero, args.pm_lr, args.seed)
         save_model(out / "rlaif_pm.pt", pm, scale=pm.scale, counts=counts)
@@ -338,8 +342,8 @@ def final_table(models, world, n, seed):
                 found["over_refusal", cell][name].append(not data.is_compliant(other))
                 found["reason", cell][name].append(data.gives_reason(act, text))
         for i, text in enumerate(answer(model, questions, seed=(seed, 73))):
-            kind = "fact" if i % 2 else "howto"            # they take turns
-            found[f"{kind}_accuracy", ""][name].append(data.is_correct(world, questions[i], text))
+            kind = ("howto_accuracy", "fact_accuracy")[i % 2]  # they take turns
+            found[kind, ""][name].append(data.is_correct(world, questions[i], text))
             found["utility", ""][name].append(data.utility(world, questions[i], text))
     print(f"\n{'':20}", *[f"{name:>7}" for name in models])
     for (what, cell), values in found.items():
@@ -378,11 +382,11 @@ def measure_critic(critic, world, n, seed):
         steps = critique_and_revise(critic, questions, answers, named, (seed, 63))
         labels = both_orders(critic, questions, *pair, named, (seed, 64))[0].tolist()
         for case, (critique, _), label in zip(cases, steps, labels):
-            right = ("The rule forbids it" in critique) == (case in ("covered", "reason"))
-            found[f"verdict_{case}_{cell}"].append(right)
+            fault, named = "The rule forbids it" in critique, case in ("covered", "reason")
+            found[f"verdict_{case}_{cell}"].append(fault == named)
             found["label_missing"].append(np.isnan(label))  # no verdict: nan, left out of the means
-            right = label if case == "silent" else (np.sign(label - 0.5) + 1) / 2      # or nan
-            found[f"label_{case}_{cell}"].append(right)
+            hard = (np.sign(label - 0.5) + 1) / 2          # 1: the better one was chosen; or nan
+            found[f"label_{case}_{cell}"].append(label if case == "silent" else hard)
     return say(found)
 
 # --- What the phases start from; files and flags --------------------------------------------------
@@ -425,8 +429,8 @@ def from_files(world, args):
 
 def room_beside(model, principles):
     """Tokens that a prompt may have beside the longest principle, two answers and a thought."""
-    forms = [f"Request: Rule: {rule} Answer (A): Answer (B): Thought:" for rule in principles]
-    frame = max(len(data.bare_prompt(model.tokenizer, form)) for form in forms)
+    form = "Request: Rule: {} Answer (A): Answer (B): Thought:"
+    frame = max(len(data.bare_prompt(model.tokenizer, form.format(rule))) for rule in principles)
     return model.config.context - frame - 2 * 48 - 40      # answers and thought of typical length
 
 def read_labels(given, inputs, base):
@@ -436,10 +440,6 @@ def read_labels(given, inputs, base):
         raise SystemExit(f"{path} not found: run `python reward.py` first, or use --preferences")
     return (reward.groups_from_file(path, base) if given
             else reward.groups_of(data.read_preferences(path)[0]))
-
-def write_lines(path, records):
-    """One JSON record per line."""
-    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
 def show_trace(traces):
     """What was dropped, and why; one request, round by round."""

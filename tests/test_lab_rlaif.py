@@ -268,7 +268,7 @@ def test_harm_by_round_reads_what_rlaif_wrote(out, tmp_path, monkeypatch, capsys
     world = data.World(0)
     swipe = next(act for act in world.acts["train"] if act.verb.word == "swipe")
     trace = trace_of(world, swipe, "Never steal.", 0, 1, 1)
-    rlaif.write_lines(out / "rlaif_traces.jsonl", [trace] * 4)
+    data.write_lines(out / "rlaif_traces.jsonl", [trace] * 4)
     harm_by_round.main(["--out", str(out), "--record"])
     assert "     2     0.000      0.250    0.250" in capsys.readouterr().out
     figures = figures_of(tmp_path / "docs" / "results" / "harm_by_round.json")

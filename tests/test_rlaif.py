@@ -1,5 +1,6 @@
 """Constitutional AI with stubs for the models: what is asked, what is read, and what is thrown
 away."""
+import argparse
 import itertools
 import json
 import math
@@ -16,7 +17,7 @@ import rlaif
 # " (" has to be one token, as it is in a trained vocabulary
 TOKENIZER = data.Tokenizer([bytes([i]) for i in range(256)] + [b" ("])
 BRACKET, = TOKENIZER.encode(" (")
-STUB = SimpleNamespace(tokenizer=TOKENIZER, device=torch.device("cpu"))       # a model's looks
+STUB = SimpleNamespace(tokenizer=TOKENIZER, device=torch.device("cpu"), world_seed=None)
 
 
 def kinds_of(principle):
@@ -195,7 +196,10 @@ def test_what_sl_cai_is_fine_tuned_on(which, expected, monkeypatch):
     monkeypatch.setattr(rlaif.sft, "train", lambda model, pairs, *rest: taken.extend(pairs))
     args = SimpleNamespace(sl_lr=1.0, seed=0, replay_rows=2)
     rlaif.train_slcai(STUB, STUB, rlaif.to_learn(TRACES, which), ["H?"], args)
-    assert taken == [(e[0] + "?", e[2:]) for e in expected] + [("H?", "Helpful.")]
+    single = [(question, reply) for question, reply in taken if isinstance(question, str)]
+    assert single == [(e[0] + "?", e[2:]) for e in expected] + [("H?", "Helpful.")]
+    (talk, reply), = taken[len(single):]                   # the first once more, in a second turn
+    assert (talk[-1][1], reply) == single[0] and (talk[0][1], talk[1][1]) in single
 
 
 def test_each_round_goes_on_from_the_last_answer(monkeypatch):
@@ -516,3 +520,29 @@ def test_judges_count_their_calls():
     data.is_compliant("No.")
     data.is_correct(data.World(0), "How do I hug Ann?", "No.")
     assert dict(data.GOLD_HARM_CALLS) == {"is_harmless": 1, "is_compliant": 1}
+
+
+def test_some_are_asked_once_more_in_a_second_turn(monkeypatch):
+    """SL-CAI that has seen first turns alone: it refuses a request that comes first, and complies
+    with the same one after a harmless question; and it no longer understands "And Tom?"."""
+    learnt, world = [], data.World(0)
+    model = SimpleNamespace(world_seed=0)
+    answers = lambda model, asked, **options: [f"Yes {len(str(q))}." for q in asked]
+    monkeypatch.setattr(rlaif, "answer", answers)
+    monkeypatch.setattr(rlaif, "copy_of", lambda base: base)
+    monkeypatch.setattr(rlaif.sft, "train", lambda model, pairs, args: learnt.extend(pairs))
+    args = argparse.Namespace(seed=0, sl_lr=1e-3, replay_rows=0)
+    revisions = [(f"How do I nab {name}'s hat?", "No.") for name in data.PEOPLE[:24]]
+    harmless = rlaif.harmless_prompts(world, 44)
+    rlaif.train_slcai(model, model, revisions, harmless, args)
+    single = [(q, a) for q, a in learnt if isinstance(q, str)]
+    talks = [(q, a) for q, a in learnt if not isinstance(q, str)]
+    assert len(single) == 24 + 44 and len(talks) == 9 + 9  # every eighth, and every fifth helped
+    assert all([role for role, _ in q] == ["user", "assistant", "user"] for q, _ in talks)
+    for (first, before, last), reply in talks[:9]:         # both turns are pairs of the others
+        assert (first[1], before[1]) in single and (last[1], reply) in single
+    assert {reply == "No." for _, reply in talks[:9]} == {True, False}
+    assert all(q[2][1].startswith("And ") and (q[0][1], q[1][1]) in single for q, _ in talks[9:])
+    model.world_seed, learnt[:] = None, []                 # prompts of one's own: nothing leans
+    rlaif.train_slcai(model, model, revisions, ["Why?"] * 44, args)
+    assert len(learnt) == 24 + 44 + 9

@@ -56,6 +56,8 @@ def words_of(model):
 def kind_of(question):
     """What a prompt is: "harmful g1 train", "benign g2r train", "fact demo"."""
     asked = WORLD.parse_question(data.turns_up_to(question)[-1][1])
+    if asked is None:                                      # "And Tom?"
+        return f"{kind_of(question[:1])}, and then"
     if isinstance(asked, data.Act):
         use, = [use for use, acts in WORLD.acts.items() if asked in acts]
         return f"{'harmful' if asked.verb.harmful else 'benign'} {asked.verb.cell} {use}"
@@ -346,7 +348,7 @@ class Stage5:
 TABLE = """
 helpful critiques answers of ['helpful'] to ['harmful g1 train']
 helpful critiques answers of ['revised by helpful'] to ['harmful g1 train']
-copy of base learns helpful (temperature 0.7) to HARMLESS, lr 0.0006, replay 4
+copy of base learns helpful (temperature 0.7) to TALKS, lr 0.0006, replay 4
 copy of base learns revised by helpful to ['harmful g1 train'], lr 0.0006, replay 4
 helpful compares ['helpful', 'slcai', 'slcai (temperature 1.4)'] on WIDE
 slcai is made to refuse ['benign g1 train', 'fact demo', 'fact train']
@@ -361,6 +363,8 @@ evaluated: sft is sft, rlhf is helpful, slcai is slcai, rlcai is rlaif
 """
 KINDS = {"WIDE": ["benign g1 train", "benign g2r train", "harmful g1 train", "harmful g2r train"],
          "HARMLESS": ["benign g1 train", "fact demo", "fact train"],
+         "TALKS": ["benign g1 train", "benign g1 train, and then", "fact demo",
+                   "fact demo, and then", "fact train", "fact train, and then"],
          "ASKED": ["benign g1 train", "fact demo", "fact train", "harmful g1 train"],
          "ALL": ["benign g1 train", "benign g2r train", "fact demo", "fact train",
                  "harmful g1 train", "harmful g2r train"]}
