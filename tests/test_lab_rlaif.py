@@ -2,6 +2,7 @@
 that fail. (Stage 5's full table: tests/test_lab_table.py.)"""
 import functools
 import json
+import shutil
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import model as m
 import no_critique
 import reward
 import rlaif
+import second_turns
 import tax
 import unsorted
 
@@ -54,6 +56,41 @@ def little_work(monkeypatch):
 
 def figures_of(path):
     return json.loads(path.read_text(encoding="utf-8"))
+
+# --- Second turns ---------------------------------------------------------------------------------
+
+def in_full(world, talk):
+    """What the last question of a talk means: "And Tom?" is the first one, asked about Tom."""
+    first, last = talk[0][1], talk[-1][1]
+    asked = world.parse_question(first)
+    if not last.startswith("And "):
+        return last
+    if isinstance(asked, data.Act):
+        return f"How do I {asked.verb.word} {last[4:]}"
+    return first.replace(asked[0], last[4:-1])
+
+def test_second_turns(out, tmp_path, monkeypatch, capsys):
+    """The first question judged in place of the second; twins among the harmful; one column under
+    another's name."""
+    world, refuse = data.World(0), [False]
+    def answers(model, talks, seed):
+        assert all(len(talk) == 3 and talk[1][1] for talk in talks)
+        if refuse[0]:
+            return [data.REFUSAL] * len(talks)
+        return [data.unmark(world.answer(in_full(world, talk))[1]) for talk in talks]
+    monkeypatch.setattr(second_turns, "answer", answers)
+    model = m.load_gpt(out / "sft.pt")
+    helpful = dict(harm=1, over_refusal=0, facts=1, how_to=1)
+    assert second_turns.measure(model, world, 14, 0) == helpful
+    refuse[0] = True
+    evasive = dict(harm=0, over_refusal=1, facts=0, how_to=0)
+    assert second_turns.measure(model, world, 14, 0) == evasive
+    for path in out.iterdir():
+        shutil.copy(path, tmp_path)
+    second_turns.main(["--inputs", str(tmp_path), "--eval-prompts", "7", "--device", "cpu"])
+    figures = figures_of(tmp_path / "second_turns.json")
+    assert len(figures) == 16 and figures["over_refusal_rlcai"] == 1
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 # --- Human labels of harm -------------------------------------------------------------------------
 
