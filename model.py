@@ -9,6 +9,7 @@ Sizes: B batch, T tokens, C channels, H heads, D channels a head, V vocabulary. 
     logits[:, t] predicts tokens[:, t+1], so logp[:, t] belongs to tokens[:, t+1]"""
 import argparse
 import atexit
+import contextlib
 import copy
 import math
 import os
@@ -52,7 +53,7 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)               # each (B, H, T, D)
         if cache is not None:
             k, v = cache.append(k, v)                      # (B, H, T_keys, D)
-        # no mask: no padding, no second document, no cache. Plain causal attention, the fast path
+        # None: nothing is padded, packed or cached. Plain causal attention, the fast path
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
@@ -79,7 +80,7 @@ class GPT(nn.Module):
         self.config, self.tokenizer = config, tokenizer
         self.world_seed, self.without, self.published = world_seed, without, published
         self.tokens = nn.Embedding(config.vocab_size, config.channels)
-        self.positions = nn.Embedding(config.context, config.channels)     # learned: no longer text
+        self.positions = nn.Embedding(config.context, config.channels)     # learned: none beyond
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.channels, eps=1e-5)                # GPT-2's eps, as above
         for name, p in self.named_parameters():
@@ -152,8 +153,8 @@ class ScalarModel(nn.Module):
         return self.scalar(self.gpt.hidden(tokens, segments)).squeeze(-1)
 
 def copy_of(gpt):
-    """A second GPT with the same weights: the frozen reference, the start of a reward model."""
-    return copy.deepcopy(gpt).eval()
+    """A second GPT with the same weights: a reference to compare with, or another model's start."""
+    return copy.deepcopy(gpt, {id(gpt.tokenizer): gpt.tokenizer}).eval()   # which both share
 
 # --- Sampling: prefill reads the prompts; then, again and again, sample a token and decode it -----
 MAX_NEW = 56                      # the longest answer in tokens: room for a refusal with its reason
@@ -174,9 +175,7 @@ def sample(logits, noise, temperature=1.0, truncate=None):
     Temperature 0: the likeliest. `truncate`: logits -> logits without the unlikely tail."""
     if temperature == 0:
         return logits.argmax(-1)                           # the limit: all probability on one token
-    logits = logits / temperature
-    if truncate is not None:
-        logits = truncate(logits)
+    logits = logits / temperature if truncate is None else truncate(logits / temperature)
     cumulative = logits.softmax(-1).cumsum(-1)             # (B, V)
     # its last entry is 1 only up to rounding: scale the noise, or it may run past the last token
     passed = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)
@@ -200,6 +199,7 @@ def generate(model, prompts, max_new, temperature=1.0, seed=(0,), stop=(), trunc
     end-of-text included where the model ended by itself; `stop`: further ids that end a reply.
     The noise of a sequence depends on `seed` (a tuple of ints) and its index, not on what else is
     in the batch. ValueError where a prompt leaves no room in the context."""
+    max_new = min(max_new, model.config.context)           # what no reply can use takes no memory
     replies, stops = [], torch.tensor([model.tokenizer.eot, *stop], device=model.device)
     for first in range(0, len(prompts), SAMPLING_BATCH):
         batch = prompts[first:first + SAMPLING_BATCH]      # noise for all of a reply, used or not
@@ -240,8 +240,9 @@ def prefill(model, prompts, max_new):
         raise ValueError(f"a prompt of {P} tokens leaves no room in the context, {config.context}")
     size = (U, config.heads, P + max_new, config.channels // config.heads)
     caches = [LayerCache(*size, model.tokens.weight) for _ in range(config.layers)]
-    segments = F.pad((tokens != pad).long(), (0, max_new), value=1)    # 1: prompt and reply, where
-    segments = segments.masked_fill(segments.cumsum(1) > config.context, 0)    # the row has room
+    # 1: a prompt and the room for its reply; 0: padding, and what would lie past the context
+    rows = F.pad((tokens != pad).long(), (0, max_new), value=1)
+    segments = rows.masked_fill(rows.cumsum(1) > config.context, 0)
     hidden = model.hidden(tokens, segments[:, :P], caches)[:, -1]
     copies = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=model.device)
     return *keep_rows(copies, caches, hidden, segments), caches
@@ -258,8 +259,8 @@ def answer(model, questions, max_new=MAX_NEW, temperature=1.0, seed=(0,), bare=F
     as_prompt = data.bare_prompt if bare else data.chat_prompt
     prompts = [as_prompt(model.tokenizer, question) for question in questions]
     replies = generate(model, prompts, max_new, temperature, seed)
-    replies = [ids if ids[-1:] == [model.tokenizer.eot] or not whole else [] for ids in replies]
-    return [data.decode_reply(model.tokenizer, ids) for ids in replies]
+    kept = [ids if ids[-1:] == [model.tokenizer.eot] or not whole else [] for ids in replies]
+    return [data.decode_reply(model.tokenizer, ids) for ids in kept]
 
 # --- Checkpoints, and an interrupted run ----------------------------------------------------------
 def save(path, **contents):
@@ -272,7 +273,7 @@ def save(path, **contents):
         os.replace(temporary, path)
     except (OSError, RuntimeError, KeyboardInterrupt) as error:        # a full disk; Ctrl-C
         temporary.unlink(missing_ok=True)
-        raise SystemExit(f"{path} was not written ({error!r}); an older one is intact") from None
+        raise SystemExit(f"{path} was not written ({error!r}); one from before is intact") from None
 
 def save_model(path, model, **more):
     """Write a GPT or a ScalarModel, with all that it takes to use it and what is in `more`."""
@@ -290,10 +291,9 @@ def load(path, made_by=None):
     try:
         if zipfile.ZipFile(path).testzip():                # torch.load looks at no checksum
             raise ValueError
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:                             # whatever a file that is none runs into
-        raise SystemExit(f"{path} is not a checkpoint of this project, or damaged "
-                         f"({type(error).__name__})") from None
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:                             # of whatever type
+        raise SystemExit(f"{path} is no checkpoint of ours, or damaged ({error!r:.80})") from None
 
 def load_gpt(path, made_by=None, device="cpu"):
     """A checkpoint of ours, or GPT-2 by name or folder -> GPT in eval mode, with its tokenizer."""
@@ -311,7 +311,7 @@ def load_gpt(path, made_by=None, device="cpu"):
                         checkpoint.get("published", False), checkpoint.get("without", ()))
         model.load_state_dict(checkpoint["model"], assign=True)
     except Exception as error:                             # of whatever type a key may be
-        weight = str(error).strip()[-200:].splitlines()[-1].strip()    # the last line says which
+        weight = (str(error).strip() or repr(error))[-200:].splitlines()[-1].strip()   # the last
         raise SystemExit(f"{path}: the weights do not fit the configuration ({weight})") from None
     if not all(p.isfinite().all() for p in model.parameters()):
         raise SystemExit(f"{path} holds weights that are no numbers (nan): train it again")
@@ -319,9 +319,9 @@ def load_gpt(path, made_by=None, device="cpu"):
 
 MAY_DIFFER = ("resume", "fresh", "device", "out", "compile", "grad_accum", "eval_prompts")
 def settings_of(args):
-    """The flags, and the lengths of files that they name: one edited since mostly has another."""
-    files = filter(os.path.isfile, map(str, vars(args).values()))
-    return vars(args) | {f"bytes in {file}": os.path.getsize(file) for file in files}
+    """The flags, and the lengths of the files that they name, which show most edits."""
+    files = [value for value in vars(args).values() if isinstance(value, str)]
+    return vars(args) | {f"bytes in {f}": os.path.getsize(f) for f in files if os.path.isfile(f)}
 
 def save_progress(progress, step, history, **parts):
     """Keep parts (models, optimizers), history for --resume; `progress`: (path, args), or None."""
@@ -331,8 +331,8 @@ def save_progress(progress, step, history, **parts):
         save(path, step=step, settings=settings_of(args), history=history, **states)
 
 def resume(progress, finished=None, **parts):
-    """Where a run starts -> (step, history): (0, []), or with --resume where one was interrupted,
-    `parts` filled. Stops if its flags were others, or if one lies there that has not `finished`."""
+    """Where training starts -> (step, history): (0, []), or with --resume what was saved, and loads
+    `parts`. Stops on other flags, and before it overwrites a run not yet at step `finished`."""
     path, args = progress or (None, None)
     if progress and args.fresh:
         Path(path).unlink(missing_ok=True)
@@ -356,12 +356,12 @@ def resume(progress, finished=None, **parts):
 # `torchrun --nproc-per-node 2 sft.py` runs the script twice. All draw the same batch, a function of
 # (seed, step); each takes its share; gradients are averaged; rank 0 alone evaluates and writes.
 def number(low, high=math.inf, kind=float):
-    """argparse type of a flag -> what reads a number from `low` to `high`, which nan is not."""
-    def parse(text):
+    """argparse type of a flag -> what reads a number from `low` to `high` (never nan)."""
+    def number(text):                                      # argparse says: invalid number value
         if not low <= kind(text) <= high:
             raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
         return kind(text)
-    return parse
+    return number
 positive, natural = number(1, 2 ** 31, int), number(0, 2 ** 31, int)     # a count; a seed
 
 def writable(folder):
@@ -379,21 +379,22 @@ def common_flags(parser, init, seed):
     parser.add_argument("--out", type=writable, default="out", help="folder of all that is written")
     parser.add_argument("--seed", type=natural, default=0, help=seed)
     parser.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    parser.add_argument("--fresh", action="store_true", help="give up an interrupted run")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    one.add_argument("--fresh", action="store_true", help="give up an interrupted run")
 
 def gentle_rates(args, model, **rates):
-    """Fill in what no flag gave; {flag: (our rate, that for published weights, soon forgotten)}."""
+    """Fill in rates that no flag gave: {flag: (ours, a gentle one for published weights)}."""
     for name, pair in rates.items():
         if getattr(args, name) is None:
             setattr(args, name, pair[bool(model and model.published)])
 
 def say_interrupted(kind, error, trace):
-    """A sys.excepthook: a sentence after Ctrl-C or on a full disk; of mistakes, the traceback."""
+    """A sys.excepthook: a sentence after Ctrl-C or on a full disk, a traceback for a mistake."""
     if not issubclass(kind, (KeyboardInterrupt, OSError)):
         return traceback.print_exception(kind, error, trace, file=sys.__stderr__)
-    kept = "--resume goes on if --out holds *.resume.pt or *.progress"
-    print(f"\nstopped by {error!r}: {kept}", file=sys.stderr)
+    kept = "--resume goes on if --out holds *.resume.pt or rlaif.progress"
+    print(f"\nstopped: {kind.__name__} {error}; {kept}", file=sys.stderr)
 
 def pick_device(name=None):
     """The device of that name, or else cuda, mps or cpu; stops if it cannot be used."""
@@ -433,8 +434,8 @@ def start_training(name=None):
         if rank():                                         # who is silent, but for tracebacks
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
             atexit.register(time.sleep, 2)                 # torchrun ends all: let rank 0 say why
-        name = f"cuda:{os.environ['LOCAL_RANK']}" if gpus else "cpu"
         print(f"{processes()} processes train together")
+        name = f"cuda:{os.environ['LOCAL_RANK']}" if gpus else "cpu"
     device = pick_device(name)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")         # what is float32 goes through TF32
@@ -442,14 +443,14 @@ def start_training(name=None):
     return device
 
 def average_and_clip(model):
-    """Before a step: the mean of all processes' gradients, in all: their weights stay equal. Then
-    scaled down to norm 1 at most: one odd batch may turn the direction, but not throw the weights
-    away. Stops where it is no number; the weights, and what was saved, still are."""
+    """Before an optimizer's step: average the gradients over all processes, so that their weights
+    stay equal, and scale them to norm 1 at most, so that one odd batch cannot throw the weights
+    far. Stops on a gradient that is nan or infinite, before it reaches the weights."""
     for p in model.parameters():
         if processes() > 1 and p.grad is not None:
             p.grad = mean_over_processes(p.grad)
     if not torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
-        raise SystemExit("the loss is no longer a number: lower the learning rates")
+        raise SystemExit("a gradient is nan or infinite: lower the learning rates (with --fresh)")
 
 def my_share(batch, size):
     """A batch (a list, the same for all) -> this process's items, and the weight of their mean
@@ -498,7 +499,7 @@ def find_gpt2(name, files=("config.json", "vocab.json", "model.safetensors")):
     folder, source = Path(torch.hub.get_dir(), "checkpoints", name), f"{GPT2_HUB}/{name}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        for file in files:                                 # with a bar; then renamed
+        for file in files:                                 # whole or not at all
             if not (folder / file).exists():
                 torch.hub.download_url_to_file(f"{source}/resolve/main/{file}", folder / file)
     except Exception as error:                             # whatever goes wrong on a network
@@ -557,16 +558,16 @@ def read_args(argv=None):
     p.add_argument("--max-new", type=positive, default=64, help="longest answer, in tokens")
     p.add_argument("--temperature", type=number(0, 100), default=0.7, help="0: the likeliest token")
     p.add_argument("--top-k", type=positive, help="sample among the k likeliest tokens only")
-    p.add_argument("--top-p", type=number(0, 1), help="... those that together reach p only")
+    p.add_argument("--top-p", type=number(1e-6, 1), help="... those that together reach p only")
     p.add_argument("--seed", type=natural, default=0, help="seed of the sampling")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     return p.parse_args(argv)
 
 def answer_talk(model, talk, args, turn):
-    """The answer to a talk's latest turn; its oldest turns are taken away until it fits."""
+    """The answer to a talk's latest turn; the oldest go until it fills half of the context."""
     as_prompt = lambda: (data.bare_prompt(model.tokenizer, talk[-1][1]) if args.base
                          else data.chat_prompt(model.tokenizer, talk))
-    while len(talk) > 1 and len(as_prompt()) + args.max_new > model.config.context:
+    while len(talk) > 1 and len(as_prompt()) > model.config.context // 2:
         del talk[:2]                                       # a question and its answer
     try:
         reply, = generate(model, [as_prompt()], args.max_new, args.temperature, (args.seed, turn),
@@ -576,25 +577,24 @@ def answer_talk(model, talk, args, turn):
     return data.decode_reply(model.tokenizer, reply)
 
 def main(argv=None):
-    args = read_args(argv)
-    device, talks = pick_device(args.device), defaultdict(list)        # what was said, per model
+    args, talks = read_args(argv), defaultdict(list)       # what was said, for each model
+    device = pick_device(args.device)
     models = {path: load_gpt(path, device=device) for path in args.checkpoints}
     if args.prompt is None:
         print("/new forgets what was said, Ctrl-D ends. Ask a model of the village, for instance:\n"
               "  Where does Ann live?  How do I hug Tom?  How do I nab Ann's hat?")
-    for turn in range(2 ** 31 if args.prompt is None else 1):
-        try:
+    with contextlib.suppress(EOFError, KeyboardInterrupt):     # Ctrl-D and Ctrl-C end the chat
+        for turn in range(2 ** 31 if args.prompt is None else 1):
             question = (input("\n> ") if args.prompt is None else args.prompt).strip()
-        except (EOFError, KeyboardInterrupt):              # Ctrl-D and Ctrl-C end the chat
-            return
-        if question in ("", "/new"):
-            print("nothing is asked, nothing remembered")
-            talks.clear()
-            continue
-        for path, model in models.items():
-            talks[path].append(("user", question))
-            talks[path].append(("assistant", answer_talk(model, talks[path], args, turn)))
-            print(f"{path}:  " * (len(models) > 1) + talks[path][-1][1])
+            if question == "/new":
+                talks.clear()
+            if question in ("", "/new"):
+                print("Ask something.")
+                continue
+            for path, model in models.items():
+                talks[path].append(("user", question))
+                talks[path].append(("assistant", answer_talk(model, talks[path], args, turn)))
+                print(f"{path}:  " * (len(models) > 1) + talks[path][-1][1])
 
 if __name__ == "__main__":
     main()
