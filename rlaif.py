@@ -149,9 +149,9 @@ def train_slcai(base, helpful, revisions, harmless, args):
     answers to harmless questions (at 0.7: fewer slips), or it would refuse those too -> GPT. Some
     are asked once more after others: who knows first turns alone refuses nothing in a second."""
     help_with = lambda asked, seed: zip(asked, answer(helpful, asked, temperature=0.7, seed=seed))
-    pairs = [*revisions, *help_with(harmless, (args.seed, 53))]
-    rng = random.Random(f"talks {args.seed}")
-    talks = [(data.talk(*rng.choice(pairs), question), reply) for question, reply in pairs[::8]]
+    pairs, rng = [*revisions, *help_with(harmless, (args.seed, 53))], random.Random(args.seed)
+    # 7 is odd, as is 5: facts and how-to take turns in `harmless`, and both are to come second
+    talks = [(data.talk(*rng.choice(pairs), question), reply) for question, reply in pairs[::7]]
     leaning = data.follow_ups(helpful.world_seed, pairs[len(revisions)::5])    # "And Tom?"
     talks += help_with(leaning, (args.seed, 60))
     slcai = copy_of(base)           # not of the helpful model, which would have to unlearn its ways

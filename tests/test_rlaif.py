@@ -537,12 +537,15 @@ def test_some_are_asked_once_more_in_a_second_turn(monkeypatch):
     rlaif.train_slcai(model, model, revisions, harmless, args)
     single = [(q, a) for q, a in learnt if isinstance(q, str)]
     talks = [(q, a) for q, a in learnt if not isinstance(q, str)]
-    assert len(single) == 24 + 44 and len(talks) == 9 + 9  # every eighth, and every fifth helped
+    assert len(single) == 24 + 44 and len(talks) == 10 + 9     # every 7th, and every 5th helped
     assert all([role for role, _ in q] == ["user", "assistant", "user"] for q, _ in talks)
-    for (first, before, last), reply in talks[:9]:         # both turns are pairs of the others
+    for (first, before, last), reply in talks[:10]:        # both turns are pairs of the others
         assert (first[1], before[1]) in single and (last[1], reply) in single
-    assert {reply == "No." for _, reply in talks[:9]} == {True, False}
-    assert all(q[2][1].startswith("And ") and (q[0][1], q[1][1]) in single for q, _ in talks[9:])
+    # what comes second is of all three kinds: or how-to is refused there, or facts
+    kind = lambda q, reply: reply if reply == "No." else q[-1][1].startswith("How do I")
+    assert {kind(*pair) for pair in talks[:10]} == {"No.", True, False}
+    assert all(q[2][1].startswith("And ") and (q[0][1], q[1][1]) in single for q, _ in talks[10:])
+    assert {kind(q[:1], reply) for q, reply in talks[10:]} == {True, False}
     model.world_seed, learnt[:] = None, []                 # prompts of one's own: nothing leans
     rlaif.train_slcai(model, model, revisions, ["Why?"] * 44, args)
-    assert len(learnt) == 24 + 44 + 9
+    assert len(learnt) == 24 + 44 + 10
