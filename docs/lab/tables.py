@@ -42,10 +42,10 @@ CASES = {"verdict_covered": "verdicts: covered", "verdict_silent": "silent",
          "label_reason": "of two reasons"}
 
 def cell(records, path):
-    """"ppo.kl.2" -> that figure of every record: "1.51 / 1.41 / 1.55"; "-" where one has none."""
+    """"ppo.kl.2" -> that figure of every record: "1.51 / 1.41 / 1.55"; "-": it has none."""
     stage, name, digits = [*path.split("."), "3"][:3]
     values = [record.get(stage, {}).get(name) for record in records]
-    return "-" if None in values else " / ".join(f"{x:.{digits}f}" for x in values)
+    return " / ".join("-" if x is None else f"{x:.{digits}f}" for x in values)
 
 def markdown(records, head, rows):
     """Column titles; rows of (title, [one or more paths a column, parted by blanks]) -> a table."""
