@@ -58,14 +58,15 @@ def draw(rows, path):
         import matplotlib.pyplot as plt
     except ImportError:
         return print("no picture: it takes `pip install matplotlib`")
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for axis, what in zip(axes, ("harm", "over_refusal")):
         for name in ["rounds"] * (what == "harm") + [n for n in OUTCOMES if n.startswith(what)]:
             points = sorted((row["hits"], row[name]) for row in rows)
-            style = "-" if "rlcai" in name else ":" if name == "rounds" else "--"
-            axis.plot(*zip(*points), style, marker="o", label=name.removeprefix(f"{what}_"))
-        axis.set(title=what.replace("_", "-"), xlabel="covered faults that the critic finds")
-        axis.legend()
+            style = "o-" if "rlcai" in name else "o:" if name == "rounds" else "o--"
+            colour = {"g1": "C0", "g2r": "C1", "g2": "C2"}.get(name.split("_")[-1], "black")
+            axis.plot(*zip(*points), style, c=colour, label=name.removeprefix(f"{what}_"))
+        axis.set(title=what.replace("_", "-"), xlabel="covered faults found")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(path, dpi=150)
 
 def main(argv=None):
@@ -78,9 +79,8 @@ def main(argv=None):
     device, out, inputs = pick_device(args.device), Path(args.out), Path(args.inputs or args.out)
     base, _, helpful = rlaif.load_models(inputs, args, device)
     prompts = rlaif.from_world(data.world_of(base), args)
-    old, rows, path = rlaif.read_labels(args.preferences, inputs, base), {}, out / "dial.json"
-    if args.resume and path.exists():
-        rows = json.loads(path.read_text(encoding="utf-8"))
+    old, path = rlaif.read_labels(args.preferences, inputs, base), out / "dial.json"
+    rows = json.loads(path.read_text("utf-8")) if args.resume and path.exists() else {}
     for critic in [*critics, None]:
         name = critic.stem if critic else "helpful"
         if not critic and (inputs / "rlaif.json").exists():    # that run was this one
