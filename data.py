@@ -1428,8 +1428,8 @@ def read_safetensors(path):
                 numbers = torch.from_numpy(raw[start + first:start + last].copy())
                 tensors[name] = numbers.view(dtypes[entry["dtype"]]).view(entry["shape"])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise SystemExit(f"{path} is cut short, or is not a safetensors file but a git-lfs pointer, "
-                         f"say ({type(error).__name__}): delete it and fetch it again") from None
+        raise SystemExit(f"{path} is cut short, or is not a safetensors file (a git-lfs pointer?), "
+                         f"{type(error).__name__}: delete it and fetch it again") from None
     return tensors
 
 def write_lines(path, records):
