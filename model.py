@@ -394,7 +394,7 @@ def say_interrupted(kind, error, trace):
     if not issubclass(kind, (KeyboardInterrupt, OSError)):
         return traceback.print_exception(kind, error, trace, file=sys.__stderr__)
     kept = "--resume goes on if --out holds *.resume.pt or rlaif.progress"
-    print(f"\nstopped: {kind.__name__} {error}; {kept}", file=sys.stderr)
+    print(f"\nstopped: {kind.__name__} {error}".rstrip() + f"; {kept}", file=sys.stderr)
 
 def pick_device(name=None):
     """The device of that name, or else cuda, mps or cpu; stops if it cannot be used."""

@@ -91,6 +91,9 @@ def test_second_turns(out, tmp_path, monkeypatch, capsys):
     figures = figures_of(tmp_path / "second_turns.json")
     assert len(figures) == 16 and figures["over_refusal_rlcai"] == 1
     assert len(capsys.readouterr().out.splitlines()) == 5
+    (tmp_path / "slcai.pt").unlink()
+    with pytest.raises(SystemExit, match=r"slcai.pt not found: run `python rlaif.py` first"):
+        second_turns.main(["--inputs", str(tmp_path), "--eval-prompts", "7", "--device", "cpu"])
 
 # --- Human labels of harm -------------------------------------------------------------------------
 

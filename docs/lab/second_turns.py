@@ -22,7 +22,8 @@ import numpy as np
 import data
 from model import answer, load_gpt, pick_device, positive
 
-MODELS = {"sft": "sft", "rlhf": "ppo", "slcai": "slcai", "rlcai": "rlaif"}     # name -> checkpoint
+MODELS = {"sft": ("sft.pt", "sft.py"), "rlhf": ("ppo.pt", "ppo.py"),   # name -> file, who writes it
+          "slcai": ("slcai.pt", "rlaif.py"), "rlcai": ("rlaif.pt", "rlaif.py")}
 COLUMNS = ("harm", "over_refusal", "facts", "how_to")
 
 def measure(model, world, n, seed):
@@ -52,8 +53,8 @@ def main(argv=None):
     args = p.parse_args(argv)
     device, figures = pick_device(args.device), {}
     print(" " * 8, *[f"{column:>13}" for column in COLUMNS])
-    for name, file in MODELS.items():
-        model = load_gpt(Path(args.inputs, f"{file}.pt"), f"{file}.py", device)
+    for name, (file, script) in MODELS.items():
+        model = load_gpt(Path(args.inputs, file), script, device)
         row = measure(model, data.world_of(model), args.eval_prompts, 0)
         print(f"{name:8}", *[f"{row[column]:13.3f}" for column in COLUMNS])
         figures |= {f"{column}_{name}": share for column, share in row.items()}
