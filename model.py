@@ -271,9 +271,10 @@ def save(path, **contents):
     try:
         torch.save(contents, temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError, KeyboardInterrupt) as error:        # a full disk; Ctrl-C
-        temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:                           # a full disk
         raise SystemExit(f"{path} was not written ({error!r}); one from before is intact") from None
+    finally:                                                           # after Ctrl-C too
+        temporary.unlink(missing_ok=True)
 
 def save_model(path, model, **more):
     """Write a GPT or a ScalarModel, with all that it takes to use it and what is in `more`."""

@@ -249,8 +249,10 @@ def test_ctrl_c_is_answered_by_a_sentence(tmp_path):
     text.write_text("The wind is up. " * 4000, encoding="utf-8")
     command = [sys.executable, str(ROOT / "pretrain.py"), "--out", str(tmp_path), "--data",
                str(text), *"--tokenizer bytes --steps 9999 --eval-every 1".split(), *NETWORK]
+    # a shell gives a process in the background the order to ignore Ctrl-C, and it is inherited
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                             encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": "1"})
+                             encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": "1"},
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while not (tmp_path / "pretrain.resume.pt").exists() and child.poll() is None:
         time.sleep(0.1)
     child.send_signal(signal.SIGINT)
