@@ -1049,7 +1049,8 @@ def length_batches(lengths, batch_size, *key):
 
 # the first bytes of what is no UTF-8 text
 NOT_TEXT = {b"PAR1": "parquet", b"PK\3\4": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz",
-            b"(\xb5/\xfd": "zstd", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\0": "no text"}
+            b"(\xb5/\xfd": "zstd", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\0": "no text",
+            b"version https://git-lfs": "a git-lfs pointer (run `git lfs pull`)"}
 
 @contextlib.contextmanager
 def open_text(path):
@@ -1060,12 +1061,9 @@ def open_text(path):
     try:
         with open(path, "rb") as raw:
             start = raw.peek()
-            if start.startswith(b"version https://git-lfs.github.com/spec/"):
-                raise SystemExit(f"{path} is a git-lfs pointer, not the data it stands for: "
-                                 "run `git lfs pull` where it was cloned")
             for magic, form in NOT_TEXT.items():
                 if start.startswith(magic):
-                    raise SystemExit(f"{path} is {form}: turn it into UTF-8 text or JSON lines")
+                    raise SystemExit(f"{path} is {form}: give UTF-8 text or JSON lines")
             # the first two bytes of every gzip file, for many have no .gz in their names
             packed = start.startswith(b"\x1f\x8b") or Path(path).suffix.lower() == ".gz"
             unpacked = gzip.GzipFile(fileobj=raw) if packed else raw
@@ -1105,8 +1103,7 @@ def parse_json(path, text, line=1):
         if "\\ud" in text or "\\uD" in text:    # maybe half an emoji, "\ud83d": fails at that
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
-    # a RecursionError comes of a file of ten thousand opening brackets
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:          # the latter of ten thousand brackets
         line += getattr(error, "lineno", 1) - 1
         why, found = getattr(error, "msg", error), text.splitlines()[0].strip()[:80]
         raise SystemExit(f"{path}, line {line}: not JSON ({why}), found {found!r}") from None
@@ -1265,8 +1262,7 @@ def read_preferences(path):
         if "prompt" not in record:              # then a str has to be HH's: an answer to something
             return hh_turns(answer) if isinstance(answer, str) else turns_of(answer)
         turns = turns_of(answer, "assistant")
-        # some message lists repeat the prompt
-        whole = turns and turns[0][0] in ("user", "system")
+        whole = turns and turns[0][0] in ("user", "system")    # some lists repeat the prompt
         return turns if whole else turns_of(record["prompt"], "user") + turns
     def pair(record, sides):
         chosen, rejected = (usable(record, side) for side in sides)
@@ -1310,11 +1306,10 @@ def read_principles(text):
 
 def read_constitution_file(path):
     """A constitution -> list of {"critique": request, "revision": request, "principle": by which
-    two answers are compared}.
-    Forms: that of Bai et al. 2022b, {"harmful0": {"prompt": ["CritiqueRequest: ... Critique:"],
-    "edit_request": "RevisionRequest: ... Revision:"}, ...}; {"constitutions": [{"critic",
-    "revision"}]} or that list alone; plain text, one principle a line, which serves for all three.
-    """
+    two answers are compared}. Forms: that of Bai et al. 2022b, {"harmful0": {"prompt":
+    ["CritiqueRequest: ... Critique:"], "edit_request": "RevisionRequest: ... Revision:"}, ...};
+    {"constitutions": [{"critic", "revision"}]} or that list alone; or plain text, one principle a
+    line, which serves for all three."""
     text = read_text(path)
     if not holds_json(path, text):
         return [{"critique": p, "revision": p, "principle": p} for p in read_principles(text)]
@@ -1415,22 +1410,10 @@ def tokenize_file(path, tokenizer, folder):
         raise SystemExit(f"{path} holds no text")
     return np.memmap(target, dtype, mode="r")   # read from disk as windows are drawn
 
-def read_safetensors(path):
-    """{name: tensor} of a file: 8 bytes, a header's length; the header, JSON; the raw numbers."""
-    dtypes, tensors = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}, {}
-    try:
-        raw = np.memmap(path, np.uint8, mode="r")
-        start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
-        header = json.loads(raw[8:start].tobytes())
-        for name, entry in header.items():
-            if entry.get("dtype") in dtypes:               # others: metadata; masks, of no use here
-                first, last = entry["data_offsets"]
-                numbers = torch.from_numpy(raw[start + first:start + last].copy())
-                tensors[name] = numbers.view(dtypes[entry["dtype"]]).view(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise SystemExit(f"{path} is cut short, or is not a safetensors file (a git-lfs pointer?), "
-                         f"{type(error).__name__}: delete it and fetch it again") from None
-    return tensors
+# --- 9. What the stages write; published weights --------------------------------------------------
+def checksum(path):
+    """A number that another content of the file would not have (one chance in 2 ** 32)."""
+    return zlib.crc32(np.memmap(path, np.uint8, mode="r")) if os.path.getsize(path) else 0
 
 def write_lines(path, records):
     """One JSON record a line."""
@@ -1448,3 +1431,20 @@ def write_results(out, stage, history=None, figures=None):
     if figures:                                 # JSON knows no nan: it becomes null
         figures = json.loads(json.dumps(figures), parse_constant=lambda name: None)
         Path(out, f"{stage}.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+
+def read_safetensors(path):
+    """{name: tensor} of a file: 8 bytes, a header's length; the header, JSON; the raw numbers."""
+    dtypes, tensors = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}, {}
+    try:
+        raw = np.memmap(path, np.uint8, mode="r")
+        start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+        header = json.loads(raw[8:start].tobytes())
+        for name, entry in header.items():
+            if entry.get("dtype") in dtypes:               # others: metadata; masks, of no use here
+                first, last = entry["data_offsets"]
+                numbers = torch.from_numpy(raw[start + first:start + last].copy())
+                tensors[name] = numbers.view(dtypes[entry["dtype"]]).view(entry["shape"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise SystemExit(f"{path} is cut short, or is not a safetensors file (a git-lfs pointer?), "
+                         f"{type(error).__name__}: delete it and fetch it again") from None
+    return tensors

@@ -18,7 +18,7 @@ import tempfile
 import time
 import traceback
 import zipfile
-from collections import defaultdict
+from collections import ChainMap, defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -204,14 +204,13 @@ def generate(model, prompts, max_new, temperature=1.0, seed=(0,), stop=(), trunc
     for first in range(0, len(prompts), SAMPLING_BATCH):
         batch = prompts[first:first + SAMPLING_BATCH]      # noise for all of a reply, used or not
         streams = [np.random.default_rng([*seed, first + i]) for i in range(len(batch))]
-        noise = np.stack([stream.random(max_new, dtype=np.float32) for stream in streams])
-        noise = torch.from_numpy(noise).to(model.device)
+        noise = torch.from_numpy(np.stack([s.random(max_new, dtype=np.float32) for s in streams]))
         replies += generate_batch(model, batch, noise, temperature, stops, truncate)
     return replies
 
 def generate_batch(model, prompts, noise, temperature, stops, truncate):
     """One batch of `generate`, noise (B, max_new) -> lists of new ids."""
-    pad = model.tokenizer.pad
+    pad, noise = model.tokenizer.pad, noise.to(model.device)
     hidden, segments, caches = prefill(model, prompts, noise.shape[1])
     start, max_new = caches[0].used, segments.shape[1] - caches[0].used
     replies = torch.full((len(prompts), max_new), pad, device=model.device)
@@ -320,9 +319,9 @@ def load_gpt(path, made_by=None, device="cpu"):
 
 MAY_DIFFER = ("resume", "fresh", "device", "out", "compile", "grad_accum", "eval_prompts")
 def settings_of(args):
-    """The flags, and the lengths of the files that they name, which show most edits."""
+    """The flags, and checksums of the files that they name: an edited file is another setting."""
     files = [value for value in vars(args).values() if isinstance(value, str)]
-    return vars(args) | {f"bytes in {f}": os.path.getsize(f) for f in files if os.path.isfile(f)}
+    return vars(args) | {f"checksum of {f}": data.checksum(f) for f in files if os.path.isfile(f)}
 
 def save_progress(progress, step, history, **parts):
     """Keep parts (models, optimizers), history for --resume; `progress`: (path, args), or None."""
@@ -514,23 +513,23 @@ def read_gpt2(path):
     of them likely (Hewitt 2021). Stops if it is another network, or another vocabulary."""
     file = path / "model.safetensors" if path.is_dir() else path
     config_file = file.with_name("config.json")
-    if file.suffix == ".bin" or not file.exists() or not config_file.exists():
-        raise SystemExit(f"{path}: config.json and model.safetensors, in one piece, are needed, as "
-                         "save_pretrained writes them; pickled weights (.bin) could run code")
+    shards = sorted(file.parent.glob("model-*-of-*.safetensors")) or [file]
+    if file.suffix == ".bin" or not shards[0].exists() or not config_file.exists():
+        raise SystemExit(f"{path}: config.json and model.safetensors, in one piece or several, are "
+                         "needed, as save_pretrained writes them; a .bin could run code")
     config, weights = data.parse_json(config_file, data.read_text(config_file)), {}
     config = config if isinstance(config, dict) else {}    # of no size, and refused for that
     other = {key: config[key] for key, ours in GPT2_KIND.items() if config.get(key, ours) != ours}
     if other:
         raise SystemExit(f"{config_file}: only GPT-2 can be read, with {GPT2_KIND}, not {other}")
-    for name, weight in data.read_safetensors(file).items():
+    for name, weight in ChainMap(*map(data.read_safetensors, shards)).items():
         name = name.removeprefix("transformer.")
         for ours, theirs in GPT2_PARTS.items():
             name = name.replace(theirs, ours)
-        if name.endswith((".attn.bias", ".attn.masked_bias")):
-            continue                                       # causal masks
         if weight.dim() == 2 and name.startswith("blocks."):
             weight = weight.T                              # theirs (in, out), nn.Linear (out, in)
-        weights[name] = weight.float().contiguous()
+        if not name.endswith((".attn.bias", ".attn.masked_bias")):     # causal masks
+            weights[name] = weight.float().contiguous()
     sizes = [config.get(key) for key in GPT2_SIZES]
     tokenizer, table = config.get("tokenizer", "gpt2"), weights.get("tokens.weight")
     head = weights.pop("lm_head.weight", table)            # left out where it is the embedding
@@ -545,7 +544,7 @@ def read_gpt2(path):
         weights["tokens.weight"] = torch.cat([table, table.mean(0).expand(3, -1)])
         sizes[0] += 3
     if None in sizes or tokenizer == "gpt2" and sizes[0] != 50260:
-        raise SystemExit(f"{config_file} is no GPT-2 of 50257 tokens: {GPT2_SIZES} are {sizes}")
+        raise SystemExit(f"{path}: a shard is missing, or it is no GPT-2 of 50257 tokens: {sizes}")
     return dict(config=vars(GPTConfig(*sizes)), model=weights, tokenizer=tokenizer,
                 world_seed=config.get("world_seed"), published=True)
 

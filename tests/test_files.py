@@ -82,7 +82,7 @@ def test_the_same_records_in_every_container(container, tmp_path):
         (gzip.compress(json.dumps(TALK).encode())[:-9], "not a whole gzip file"),
         (gzip.compress(b"{}" * 99)[:20] + b"junk", "not a whole gzip file"),
         ("{'messages': 'café'}".encode("latin-1"), "not UTF-8 text"),
-        (json.dumps(TALK).encode("utf-16"), "is UTF-16: turn it into UTF-8"),
+        (json.dumps(TALK).encode("utf-16"), "is UTF-16: give UTF-8 text"),
         (json.dumps(TALK).encode() + b"\n\n{oops\n", "line 3: not JSON .*'{oops'"),
         (b"Hi there\n", "line 1: not JSON .*'Hi there'"),
         (b'[{"prompt": "a",\n "completion": "b"},\n {"prompt" "c"}]', "line 3: not JSON"),
@@ -370,7 +370,7 @@ def test_binary_forms_are_named(start, form, tmp_path):
     path.write_bytes(start + b"\x80\x81" * 99)
     for read in (data.read_conversations, data.read_prompts, lambda path: next(
             data.stream_text(path))):
-        with pytest.raises(SystemExit, match=f"is {form}: turn it into UTF-8 text"):
+        with pytest.raises(SystemExit, match=f"is {form}: give UTF-8 text"):
             read(path)
 
 

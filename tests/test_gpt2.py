@@ -147,6 +147,22 @@ def test_other_layouts_of_the_same_weights(dtype, layout, tiny, tmp_path):
         assert_same_model(exact, gpt)
 
 
+def test_weights_in_several_files_are_read(tiny, tmp_path):
+    """Large models come in shards: the first alone is no model, and neither are all but one."""
+    shutil.copytree(tiny[1], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    tiny[0].save_pretrained(tmp_path, max_shard_size="100KB")
+    shards = sorted(tmp_path.glob("model-*-of-*.safetensors"))
+    assert len(shards) > 1
+    assert_same_model(tiny[0], m.load_gpt(tmp_path))
+    assert_same_model(tiny[0], m.load_gpt(shards[0]))      # named by one of them: all of them
+    for shard in shards:
+        moved = shard.rename(tmp_path / "elsewhere")
+        with pytest.raises(SystemExit, match="do not fit|a shard is missing"):
+            m.load_gpt(tmp_path)
+        moved.rename(shard)
+
+
 def test_pickled_weights_are_refused_with_a_remedy(tiny, tmp_path):
     """Older copies of GPT-2 are pickled, and pickle runs whatever a downloaded file tells it to."""
     shutil.copy(tiny[1] / "config.json", tmp_path)
@@ -189,7 +205,7 @@ def spoil(fault, folder):
     ("llama", "not {'model_type': 'llama'"), ("relu", "not {'activation_function': 'relu'"),
     ("epsilon", "not {'layer_norm_epsilon': 1e-06}"), ("other size", "do not fit"),
     ("fewer layers", "do not fit"), ("other vocabulary", "50257"),
-    ("no sizes", "is no GPT-2"), ("a list", "is no GPT-2"),
+    ("no sizes", "it is no GPT-2"), ("a list", "is no GPT-2"),
     ("not JSON", "not JSON")])
 def test_what_is_not_gpt2_is_refused_in_one_sentence(fault, says, tiny, tmp_path):
     """A download that broke off, a clone without its large files, another family of models: a
