@@ -189,6 +189,22 @@ def test_second_turns_lean_on_the_first():
     assert full.removeprefix("How do I ").removesuffix("?") in test
 
 
+def test_second_turns_of_slcai_ask_about_what_is_for_training():
+    """"And Tom?" about somebody whom the test asks about, in the middle of a talk."""
+    first = [act.question() for act in data.act_prompts(world(), "train", 40, False)]
+    first += data.fact_questions(world(), "train")[:40]
+    train = {str(act) for act in world().acts["train"]}
+    pairs = [(question, world().answer(question)[1]) for question in first]
+    for question, (*said, (_, asked)) in zip(first, data.follow_ups(0, pairs), strict=True):
+        about, name = world().parse_question(question), asked.removeprefix("And ")[:-1].split("'s ")
+        assert said == [("user", question), ("assistant", world().answer(question)[1])]
+        if isinstance(about, data.Act):
+            assert str(data.Act(about.verb, *name)) in train
+        else:
+            assert name[0] in world().people["train"]
+    assert data.follow_ups(None, pairs) == []
+
+
 def test_people_and_acts_are_in_one_split_each():
     """A person or an act in two splits."""
     people = [p for use in ("demo", "train", "test") for p in world().people[use]]

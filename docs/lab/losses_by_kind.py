@@ -61,9 +61,7 @@ def main(argv=None):
     gpt = m.load_gpt(path, "pretrain.py", m.pick_device(args.device))
     world = data.world_of(gpt)                             # stops, if there is none
     # a kind that training left out (--without) is left out here, or the floor would be another
-    learnt = m.load(path)["documents"]
-    without = [kind for kind in data.DOCUMENTS if kind not in learnt]
-    figures = {}
+    without, figures = gpt.without, {}
     print(f"{'document':14}{'loss':>8}{'floor':>8}{'right where forced':>20}")
     for kind, (loss, floor, right) in measure(gpt, world, args.documents, without).items():
         print(f"{kind:14}{loss:8.3f}{floor:8.3f}{right:20.4f}")
