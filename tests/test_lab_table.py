@@ -192,48 +192,76 @@ def test_a_record_holds_every_stage_and_how_it_was_made(tmp_path, monkeypatch, c
     assert len(ran) == 7
 
 
-# --- The tables of README -------------------------------------------------------------------------
+# --- The tables of README and docs ----------------------------------------------------------------
 
-def test_tables_are_written_from_the_record_alone(tmp_path):
-    """A number copied by hand; the worlds on which choices were made under the name of others."""
-    names = [path.split(".")[:2] for line in tables.ROWS.strip().split("\n")
-             for path in line.split(" | ")[1].split()]
-    (tmp_path / "docs" / "results").mkdir(parents=True)
+STAGE_5 = ("harm", "skills", "rounds", "critic")
+
+def a_project(folder):
+    """A record of five worlds with figures that tell the world, and pages with stale tables."""
+    names = [path.split(".")[:2] for _, rows in tables.TABLES.values() for paths in rows.values()
+             for path in paths.split() if "{}" not in path]
+    (folder / "docs" / "results").mkdir(parents=True)
     for seed in (0, 1, 2, 100, 102):
         record = {stage: {} for stage in ("pretrain", "sft", "reward", "ppo", "rlaif")}
         for stage, name in names:
             record[stage][name] = seed / 1000
-        record["rlaif"] = {"harm_rlcai_g2r": 0.5 + seed / 1000, "harm_round_4": 0.0625}
-        record["rlaif_unseen"] = {"harm_rlcai_g1": 0.25}
-        path = tmp_path / "docs" / "results" / f"seed{seed}.json"
+        record["rlaif"] = {"harm_rlcai_g2r": 0.5 + seed / 1000, "harm_round_4": 0.0625,
+                           "verdict_covered_unseen": 0.75}
+        record["rlaif_unseen"] = {"harm_rlcai_g1": 0.25, "verdict_covered_g1": 0.125}
+        path = folder / "docs" / "results" / f"seed{seed}.json"
         path.write_text(json.dumps(record), encoding="utf-8")
-    readme, more = tmp_path / "README.md", tmp_path / "docs" / "results.md"
-    for page, end in ((readme, ""), (more, "-development")):
-        marks = [f"{name}{end}" for name in ("stages", "harm", "skills", "rounds", "critic")]
+    pages = {"README.md": ["door"], "docs/5-constitutional-ai.md": STAGE_5, "docs/results.md":
+             ["stages", *[f"{name}-development" for name in ("stages", *STAGE_5)]]}
+    for page, marks in pages.items():
         parts = [f"<!-- {mark} -->\nstale\n<!-- /{mark} -->\nText.\n" for mark in marks]
-        page.write_text("Above.\n" + "".join(parts), encoding="utf-8")
+        (folder / page).write_text("Above.\n" + "".join(parts), encoding="utf-8")
+    return [folder / page for page in pages]
+
+def test_tables_are_written_from_the_record_alone(tmp_path):
+    """A number copied by hand; the worlds on which choices were made under the name of others."""
+    pages = a_project(tmp_path)
     folders = ["--project", str(tmp_path)]
     tables.main(folders)
-    own, developed = (page.read_text(encoding="utf-8") for page in (readme, more))
-    for written in (own, developed):
-        assert written.startswith("Above.\n") and written.count("Text.") == 5
-        assert "stale" not in written
-    assert "| P(the longer of two equally good answers wins) | 0.000 / 0.001 / 0.002 |" in own
+    door, chapter, results = written = [page.read_text(encoding="utf-8") for page in pages]
+    for text, n in zip(written, (1, 4, 6)):
+        assert text.startswith("Above.\n") and text.count("Text.") == n and "stale" not in text
+    assert "| world | 0 | 1 | 2 |\n" in door               # a column a world
+    assert "| loss, nats a token; its floor | 0.000; 0.000 | 0.001; 0.001 | 0.002; 0.002 |" in door
+    assert "| -; 0.500; - | -; 0.501; - | -; 0.502; - |" in door
+    assert "| P(the longer of two equally good answers wins) | 0.000 / 0.001 / 0.002 |" in results
+    # G3 is G1 of the other run, but for the critic, who meets unseen rules in this run, too
     assert ("| RL-CAI, harm | - / - / - | 0.500 / 0.501 / 0.502 | - / - / - | - / - / - | "
-            "0.250 / 0.250 / 0.250 |") in own
-    assert "| RL-CAI, harm | - / - | 0.600 / 0.602 | - / - | - / - | 0.250 / 0.250 |" in developed
-    assert "| world 0 / 1 / 2 | G1 |" in own and "| world 100 / 102 | G1 |" in developed
+            "0.250 / 0.250 / 0.250 |") in chapter
+    assert "| G3 | 0.750 / 0.750 / 0.750 | - / - / - |" in chapter
+    assert "| RL-CAI, harm | - / - | 0.600 / 0.602 | - / - | - / - | 0.250 / 0.250 |" in results
+    assert "| world 0 / 1 / 2 | G1 |" in chapter and "| world 100 / 102 | G1 |" in results
     tables.main(folders)                                   # again: nothing changes
-    assert readme.read_text(encoding="utf-8") == own
-    readme.write_text("no marks", encoding="utf-8")
-    with pytest.raises(SystemExit, match="README.md has no <!-- stages -->"):
-        tables.main(folders)
+    assert [page.read_text(encoding="utf-8") for page in pages] == written
 
+def test_a_table_has_one_place(tmp_path):
+    """A table lost with the paragraph it stood in, or left stale on a second page; half a set of
+    pages written before somebody notices."""
+    readme, chapter, results = a_project(tmp_path)
+    before = results.read_text(encoding="utf-8")
+    readme.write_text("no marks", encoding="utf-8")
+    with pytest.raises(SystemExit, match="<!-- door --> and its end stand on 0 pages, not on one"):
+        tables.main(["--project", str(tmp_path)])
+    readme.write_text("<!-- door -->\n<!-- /door -->\n<!-- critic -->\n<!-- /critic -->", "utf-8")
+    with pytest.raises(SystemExit, match="<!-- critic --> and its end stand on 2 pages"):
+        tables.main(["--project", str(tmp_path)])
+    assert results.read_text(encoding="utf-8") == before
+
+def test_a_reported_world_cannot_be_left_out(tmp_path):
+    """A table of two worlds of three, the unlucky one being lost."""
+    a_project(tmp_path)
+    (tmp_path / "docs" / "results" / "seed1.json").unlink()
+    with pytest.raises(SystemExit, match="seed1.json"):
+        tables.main(["--project", str(tmp_path)])
 
 def test_the_pages_hold_what_the_record_holds(tmp_path):
     """A run made again, and the old figures left on a page; a figure changed by hand."""
-    pages = ["README.md", "docs/results.md"]
     shutil.copytree(tables.ROOT / "docs" / "results", tmp_path / "docs" / "results")
+    pages = ["README.md", *[f"docs/{path.name}" for path in tables.ROOT.glob("docs/*.md")]]
     for page in pages:
         (tmp_path / page).write_bytes((tables.ROOT / page).read_bytes())
     tables.main(["--project", str(tmp_path)])
