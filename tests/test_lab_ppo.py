@@ -144,8 +144,8 @@ def test_a_reward_of_ones_own(tmp_path):
 
 @pytest.mark.parametrize("reward", ["gold", "brief.py:score"])
 def test_ppo_against_a_reward_of_ones_own(reward, out):
-    """The teaching mode of exercise and README, which no other test runs: weights that do not move,
-    or figures that the next reader of ppo.json misses."""
+    """The teaching mode of docs/4-ppo.md, which no other test runs: weights that do not move, or
+    figures that the next reader of ppo.json misses."""
     brief = "def score(question, answer):\n    return -len(answer.split())\n"
     (out / "brief.py").write_text(brief, encoding="utf-8")
     flags = [*TINY, "--init", str(out / "sft.pt"), "--out", str(out / "own"), "--device", "cpu"]

@@ -2,8 +2,8 @@
 
     python docs/lab/pictures.py --out out         needs matplotlib
 
-draws README's pictures, each if its runs are there: docs/overoptimisation.png, PPO without a price
-for KL (OUT/rm500, rm2000, rmall); docs/frontier.png, the best score there can be at each KL;
+draws the pictures of docs, each if its runs are there: docs/overoptimisation.png, PPO without a
+price for KL (OUT/rm500, rm2000, rmall); docs/frontier.png, the best score there can be at each KL;
 docs/plane.png, helpful against harmless. Found, in the first edition: gold = d (a - b ln d) fits
 PPO against 500, 2,000 or all labels with a root mean square error of 0.27, 0.25, 0.12.
 """
@@ -76,7 +76,7 @@ PICTURES = {"overoptimisation": (over_optimisation, "docs/lab/overoptimisation.p
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description="Draw the pictures of README.md.")
+    p = argparse.ArgumentParser(description="Draw the pictures of docs.")
     p.add_argument("--out", default="out", help="the folder of the runs")
     p.add_argument("--to", default="docs", help="the folder of the pictures")
     args = p.parse_args(argv)
