@@ -266,9 +266,10 @@ def test_the_end_of_a_text_is_never_trained_on(tmp_path):
 
 
 def padded_rows():
-    """Eight rows whose padding differs: a mean of means is then another number than the mean."""
+    """Eight rows whose padding differs: a mean of means is then another number than the mean. Most
+    hold two documents, which do not see one another."""
     rows = torch.randint(0, 256, (8, 33), generator=torch.Generator().manual_seed(0))
-    rows[:, 0] = TOKENIZER.eot
+    rows[:, 0] = rows[:, 9] = TOKENIZER.eot
     for i, row in enumerate(rows):
         row[33 - 4 * i:] = TOKENIZER.pad
     return pretrain.split_rows(rows, TOKENIZER)
@@ -280,7 +281,7 @@ def gradient(model):
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():
     """Micro-batches whose means are averaged: rows with much padding then count as much as full
-    ones (the gradient accumulation bug of 2024)."""
+    ones (the gradient accumulation bug of 2024). Or training in which documents see one another."""
     whole, (inputs, targets, segments) = tiny_gpt(), padded_rows()
     loss = pretrain.next_token_loss(whole(inputs, segments), targets)
     loss.backward()
