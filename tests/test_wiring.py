@@ -142,11 +142,13 @@ def test_sft_goes_from_the_base_model_to_people_it_was_not_told_of(folder, tmp_p
     """Demonstrations about people of the test; another start; documents that are not replayed, or
     those of another world."""
     names = {name: words_of(m.load_gpt(folder / f"{name}.pt")) for name in ("pretrain", "ppo")}
-    trained, judged, steps, replayed = [], [], [], []
+    trained, judged, sampled, steps, replayed = [], [], [], [], []
     spy(monkeypatch, sft, "train", lambda model, conversations, args, **more: trained.append(
         (name_of(model, names), conversations)))
     spy(monkeypatch, sft, "judge_answers", lambda model, world, asked, meant, temperature:
         judged.append((temperature, kinds(meant))))
+    spy(monkeypatch, sft, "generate", lambda model, prompts, max_new, temperature=1.0, **more:
+        sampled.append(temperature))
     spy(monkeypatch, pretrain, "backward", lambda model, batch, *_: replayed.append(len(batch[0])))
     rates(monkeypatch, steps)
     flags = f"--demonstrations 40 --epochs 1 --batch-size 10 --lr 0.001 --out {tmp_path}"
@@ -155,8 +157,10 @@ def test_sft_goes_from_the_base_model_to_people_it_was_not_told_of(folder, tmp_p
     shown = [turns if isinstance(turns, str) else turns[0][1] for turns, _ in conversations]
     assert start == "pretrain"
     assert {kind.split()[-1] for kind in kinds(shown)} == {"demo", "document", "train"}
-    for temperature, asked in judged:
-        assert temperature in (0, 1) and {kind.split()[-1] for kind in asked} <= {"train", "test"}
+    # facts and how-to, greedy and sampled; second turns, greedy
+    assert sampled == [temperature for temperature, _ in judged] == [0, 1, 0, 1, 0]
+    for _, asked in judged:
+        assert {kind.split()[-1] for kind in asked} <= {"train", "test"}
         assert {kind for kind in asked if "fact" not in kind} <= {
             f"{sort} {cell} test" for sort in ("harmful", "benign") for cell in rlaif.CELLS}
     assert len(replayed) == len(steps) == 4 and set(replayed) == {1}       # a row a step
