@@ -44,13 +44,13 @@ def folder(tmp_path_factory):
 
 
 def figures_of(monkeypatch, module, names):
-    """{name: what the script's function `name` returned}, and the texts of each figure."""
+    """{name: what the script's function `name` returned}, filled as it runs."""
     figures = {}
+
+    def spy(name, real):
+        return lambda *args, **more: figures.setdefault(name, real(*args, **more))
     for name in names:
-        def spy(*args, name=name, real=getattr(module, name), **more):
-            figures[name] = real(*args, **more)
-            return figures[name]
-        monkeypatch.setattr(module, name, spy)
+        monkeypatch.setattr(module, name, spy(name, getattr(module, name)))
     return figures
 
 

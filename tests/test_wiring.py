@@ -175,13 +175,15 @@ def test_the_reward_model_compares_answers_of_the_sft_model(folder, tmp_path, mo
     """Held-out prompts taken from training; answers of one temperature; no strays; the scale from
     answers of another model; a taste judged by another; a rate that never falls."""
     names = {name: words_of(m.load_gpt(folder / f"{name}.pt")) for name in ("sft", "ppo")}
-    asked, trained, scaled, judged, steps = [], [], [], [], []
+    asked, labelled, trained, scaled, judged, steps = [], [], [], [], [], []
     rates(monkeypatch, steps)
     spy(monkeypatch, reward, "answer", lambda model, questions, temperature=1.0, **more:
         asked.append((name_of(model, names), temperature, kinds(questions))),
         lambda model, questions, **more: [f"{q} {i % 3}." for i, q in enumerate(questions)])
     spy(monkeypatch, reward, "train", lambda rm, groups, *_, **more: trained.append(
         (name_of(rm, names), groups)))
+    spy(monkeypatch, reward, "annotate", lambda world, answered, seed, taste="polite", votes=1:
+        labelled.append((kinds([q for q, _ in answered]), taste, votes)))
     spy(monkeypatch, reward, "normalise", lambda rm, conversations: scaled.append(
         kinds([q for q, _ in conversations])))
     spy(monkeypatch, reward, "evaluate", lambda rm, world, tests, taste: judged.append(
@@ -200,7 +202,7 @@ def test_the_reward_model_compares_answers_of_the_sft_model(folder, tmp_path, mo
         assert 1 <= sum(not text.startswith(question) for text in answers) <= 3
     (plain, taste), (hard, also) = judged
     assert kinds([q for q, _ in plain]) == kinds([q for q, _ in hard]) == held_out
-    assert taste == also == "curt"
+    assert taste == also == "curt" and labelled == [(learn, "curt", 3)]
     strays = [sum(not text.startswith(q) for text in answers) for q, answers in [*plain, *hard]]
     assert not any(strays[:len(plain)]) and all(strays[len(plain):])
     figures = json.loads((tmp_path / "reward.json").read_text(encoding="utf-8"))
