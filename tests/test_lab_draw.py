@@ -4,6 +4,7 @@ import torch
 
 import data
 import draw_answers
+import draw_pipeline
 import draw_rounds
 import draw_text
 import model as m
@@ -107,6 +108,25 @@ def test_answers_are_drawn_with_the_scores_that_count(folder, tmp_path, monkeypa
     n = len(logp.get_xticks())
     penalties = [-0.1 * (p - q) for p, q in zip(heights(logp)[:n], heights(logp)[n:])]
     assert heights(earned)[:-1] == pytest.approx(penalties[:-1], abs=1e-4)
+
+
+def test_the_pipeline_shows_what_each_model_says(folder, tmp_path, monkeypatch):
+    """An answer below the stage of another model; scores the wrong way round."""
+    for name in ("pretrain", "sft", "ppo", "reward"):
+        (tmp_path / f"{name}.pt").write_bytes((folder / f"{name}.pt").read_bytes())
+    (tmp_path / "rlaif.pt").write_bytes((folder / "pretrain.pt").read_bytes())
+    drawn = figures_of(monkeypatch, draw_pipeline, ["draw", "answers_of"])
+    draw_pipeline.main(["--out", str(tmp_path), "--to", str(tmp_path), "--question", QUESTION])
+    assert (tmp_path / "pipeline.png").exists() and len(drawn["draw"].axes) == 1
+    said, models = drawn["answers_of"], {}
+    for name in ("pretrain", "sft", "ppo", "rlaif"):
+        models[name] = m.load_gpt(tmp_path / f"{name}.pt")
+        whole, = m.answer(models[name], [QUESTION], temperature=0, bare=name == "pretrain")
+        assert whole.startswith(said[name])                # the base model's is cut short
+    judge = reward.load_reward(tmp_path / "reward.pt", models["sft"])
+    raw = reward.score_texts(judge, [(QUESTION, said["sft"]), (QUESTION, said["ppo"])])
+    scores = [f"{(x - 0.5) / 2:+.1f}" for x in raw.tolist()]
+    assert said["reward"].index(scores[0]) < said["reward"].rindex(scores[1])
 
 
 def test_rounds_are_drawn_from_the_files_of_stage_5(folder, tmp_path, monkeypatch, capsys):
