@@ -181,11 +181,11 @@ def test_the_reward_model_compares_answers_of_the_sft_model(folder, tmp_path, mo
         asked.append((name_of(model, names), temperature, kinds(questions))),
         lambda model, questions, **more: [f"{q} {i % 3}." for i, q in enumerate(questions)])
     spy(monkeypatch, reward, "train", lambda rm, groups, *_, **more: trained.append(
-        (name_of(rm, names), groups)))
+        (name_of(rm, names), groups, rm.scalar.weight.clone())))
     spy(monkeypatch, reward, "annotate", lambda world, answered, seed, taste="polite", votes=1:
         labelled.append((kinds([q for q, _ in answered]), taste, votes)))
     spy(monkeypatch, reward, "normalise", lambda rm, conversations: scaled.append(
-        kinds([q for q, _ in conversations])))
+        (kinds([q for q, _ in conversations]), rm.scalar.weight.clone())))
     spy(monkeypatch, reward, "evaluate", lambda rm, world, tests, taste: judged.append(
         (tests, taste)))
     flags = f"--prompts 60 --answers 4 --batch-size 20 --annotator curt --out {tmp_path}"
@@ -196,8 +196,9 @@ def test_the_reward_model_compares_answers_of_the_sft_model(folder, tmp_path, mo
     assert asked[:7] == [("sft", 1.0, learn), ("sft", 1.4, learn),         # half of them hot
                          ("sft", 1.0, held_out), ("sft", 1.0, held_out),
                          ("sft", 1.0, held_out), ("sft", 1.4, held_out), ("sft", 1.0, learn)]
-    (start, groups), = trained
-    assert start == "sft" and kinds([q for q, *_ in groups]) == learn and scaled == [learn]
+    ((start, groups, untrained),), ((scaled_by, head),) = trained, scaled
+    assert start == "sft" and kinds([q for q, *_ in groups]) == learn == scaled_by
+    assert not torch.equal(head, untrained)                # the scale is that of the trained model
     for question, answers, _ in groups:                    # one to three answer something else
         assert 1 <= sum(not text.startswith(question) for text in answers) <= 3
     (plain, taste), (hard, also) = judged
