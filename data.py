@@ -974,8 +974,8 @@ def window_batch(ids, length, batch_size, seed, step):
     return torch.from_numpy(np.stack([ids[s:s + length + 1] for s in starts]).astype(np.int64))
 
 def chat_turns(tokenizer, turns):
-    """The chat template: a list of (role, text), "user" or "assistant" -> (ids, mask). The mask is
-    1 where the assistant speaks, its end-of-text included, and 0 elsewhere.
+    """The chat template: [(role, text)], "user" or "assistant" -> (ids, mask). The mask is 1 where
+    the assistant speaks, its end-of-text included. A text is stripped, with a space before it.
 
         ids   <user> Where ? <assistant> Oslo  .  <eot> <user> And ? <assistant> Rome  .  <eot>
         mask     0     0   0      0        1   1    1      0     0  0      0       1   1    1"""

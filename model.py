@@ -47,13 +47,15 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.qkv = nn.Linear(config.channels, 3 * config.channels)     # one product for all three
         self.out = nn.Linear(config.channels, config.channels)
-    def forward(self, x, mask, cache=None):                # x (B, T, C), mask (B, 1, T, T_keys)
+    def forward(self, x, mask, cache=None):                # x (B, T, C) -> (B, T, C)
+        """In each head softmax(q k' / sqrt(D)) v; `out` mixes the heads. A row of `qkv` is q, k, v,
+        each H heads of D. mask (B, 1, T, T_keys): True where a query sees a key; None: causal, the
+        fast path. cache.append(k, v) of the new, (B, H, T, D), gives all so far, T_keys of them."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)               # each (B, H, T, D)
         if cache is not None:
             k, v = cache.append(k, v)                      # (B, H, T_keys, D)
-        # None: nothing is padded, packed or cached. Plain causal attention, the fast path
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
@@ -89,7 +91,6 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.layers) if residual else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
-
     device = property(lambda self: self.tokens.weight.device)
     def hidden(self, tokens, segments=None, caches=None):
         """Tokens (B, T) -> the last layer's output (B, T, C), normalised.
@@ -107,7 +108,6 @@ class GPT(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, mask, caches[i] if caches else None)
         return self.norm(x)
-
     def head(self, hidden):                                # (..., C) -> logits (..., V)
         logits = F.linear(hidden, self.tokens.weight)      # tied: a token's embedding is its scorer
         logits[..., self.tokenizer.pad] = -1e9             # p is 0, for padding marks gaps, and is
@@ -182,8 +182,8 @@ def sample(logits, noise, temperature=1.0, truncate=None):
     return passed.squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 def keep_likely(logits, top_k=None, top_p=None):
-    """Logits (B, V) with -inf for all but the top_k likeliest tokens, and for all but the likeliest
-    that together reach probability top_p (nucleus sampling, Holtzman et al. 2020)."""
+    """Logits (B, V) with -inf for all but the top_k likeliest tokens, and then, once the p of these
+    add up to 1, all but the fewest that reach top_p (nucleus sampling, Holtzman et al. 2020)."""
     if top_k:
         least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

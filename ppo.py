@@ -65,7 +65,7 @@ def advantages_and_returns(rewards, values, mask, gamma=1.0, lam=0.95):    # -> 
 
         rewards 0 0 1, values .5 .6 .8, lam .5  ->  delta .1 .2 .2, A .25 .3 .2, return .75 .9 1
 
-    (Expected .5, then .6: the first token was worth .1. After the last, the value is 0.)
+    (Expected .5, then .6: the first was worth .1. Values and A are 0 after the last, off the mask.)
     lam 1: A = all rewards to come - values[t], right on average, but noisy. lam 0: A = delta, less
     noisy, but as wrong as the value model. gamma discounts later rewards; 1: not at all."""
     # past an answer's end there is nothing to expect, whatever the value model says of padding
@@ -82,7 +82,7 @@ def masked_mean(x, mask):                                  # (B, R) x 2 -> scala
     return (x * mask).sum() / mask.sum()
 
 def whiten(x, mask):                                       # (B, R) x 2 -> (B, R)
-    """Mean 0 and variance 1 over the answers' tokens: 1 2 3 4 -> -1.34 -0.45 0.45 1.34."""
+    """Mean 0, variance 1 over the answers' tokens: 1 2 3 4 -> -1.34 -0.45 0.45 1.34; else 0."""
     mean = masked_mean(x, mask)
     # centring is what matters: early on the values may all be too low, which makes all A positive
     # and reinforces every answer. Scaling matters less, for Adam does that, too. 1e-8: never 0 / 0
@@ -97,9 +97,9 @@ def policy_loss(logp_new, logp_old, advantages, mask, clip=0.2):       # (B, R) 
     or a bad one less likely, nothing more is gained:
 
         ratio 1.5, A  1  ->  -min( 1.5,  1.2) = -1.2    far enough: the gradient is 0
-        ratio 1.5, A -1  ->  -min(-1.5, -1.2) =  1.5    gone the wrong way: never clipped"""
-    # exp(100) is inf, inf * 0 is nan, and the run is over; e^20 is far outside of any clip
-    ratio = (logp_new - logp_old).clamp(-20, 20).exp()
+        ratio 1.5, A -1  ->  -min(-1.5, -1.2) =  1.5    gone the wrong way: never clipped
+    Log-ratios are clamped to -20 .. 20: exp(100) is inf, inf * 0 is nan, and the run is over."""
+    ratio = (logp_new - logp_old).clamp(-20, 20).exp()         # e^20 is far outside of any clip
     clipped = ratio.clamp(1 - clip, 1 + clip)
     return -masked_mean(torch.min(ratio * advantages, clipped * advantages), mask)
 

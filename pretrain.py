@@ -77,8 +77,8 @@ def train(model, batch_at, args, evaluate, progress=None):
     return history
 
 def backward(network, batch, grad_accum=1):
-    """Add the gradient of a batch's mean loss to `.grad` -> that loss. `batch`: inputs, targets,
-    segments (or None: a row is one document), each (B, T), the same in all processes. Each process
+    """Add the gradient of a batch's mean loss to `.grad` -> that loss, detached. `batch`: inputs,
+    targets, segments (None: a row is one document), each (B, T), the same in all processes. Each
     takes `grad_accum` micro-batches in turn: less memory, the same gradient (average_and_clip).
     A micro-batch weighs as much as it has targets, since padding makes these numbers unequal: three
     with loss 1 and one with loss 5 have the mean 2, not (1 + 5) / 2 = 3, as many trainers had."""
@@ -159,8 +159,8 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalize(G, steps=5):
     """Matrices (n, rows, cols), each U S V' -> about U V': singular values from 0.7 to 1.2, near
-    enough to 1. A quintic, s -> 3.4445 s - 4.7750 s^3 + 2.0315 s^5, moves each value there and
-    leaves U and V alone (a Newton-Schulz iteration): diag(3, 0.1) -> diag(0.70, 1.13)."""
+    1. Divide G by its norm; then, 5 times, s -> 3.4445 s - 4.7750 s^3 + 2.0315 s^5 (s^3: X X' X)
+    moves each value and leaves U and V alone (Newton-Schulz): diag(3, 0.1) -> diag(0.70, 1.13)."""
     X = G.mT if G.shape[1] > G.shape[2] else G             # X X' is then the smaller product
     X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)      # far above 1 it diverges; G may be 0
     for _ in range(steps):                                 # bigger systems do this in bfloat16

@@ -36,7 +36,7 @@ from sft import freeze_words
 def preference_loss(r_first, r_second, target):            # (N,), (N,), (N,) -> scalar
     """Mean cross-entropy, in nats, of P(first wins) = sigmoid(r_first - r_second) against `target`:
     1 or 0 for a choice, in between for a soft label. By hand, for scores 2 and 1: target 1 costs
-    -log sigmoid(1) = 0.313, target 0 costs 1.313; equal scores cost ln 2 for any target."""
+    -log sigmoid(1) = 0.313, target 0 costs 1.313, equal scores ln 2. It is never infinite."""
     margin = r_first - r_second                            # log(sigmoid(-200)) would be log(0)
     return -(target * F.logsigmoid(margin) + (1 - target) * F.logsigmoid(-margin)).mean()
 
@@ -164,7 +164,10 @@ def normalise(reward_model, conversations, std=None):
     return dict(mean=mean, std=std, lowest=(raw.min().item() - mean) / std, margin=spread / std)
 
 def evaluate(reward_model, world, answered, taste="polite"):
-    """Held-out [(question, answers)] -> figures, with u for the true probability of each label."""
+    """Held-out [(question, answers)] -> figures. Of every two answers to a question (pairs_heldout)
+    the scores predict P(first wins); u, data.utility, knows it. accuracy, ceiling: mean known P of
+    the side predicted, of the likelier (share_of_ceiling: from .5); calibration_error: mean gap;
+    correlation of scores and u; longer_wins: mean predicted P of the longer of two equally good."""
     texts, pairs = [], []
     for question, answers in answered:
         places = range(len(texts), len(texts) + len(answers))          # of these answers in texts
@@ -176,16 +179,14 @@ def evaluate(reward_model, world, answered, taste="polite"):
     words = torch.tensor([len(a.split()) for _, a in texts])
     predicted = torch.sigmoid(r[first] - r[second])        # P(first wins), for each pair ...
     known = torch.sigmoid(u[first] - u[second])            # ... and what it really is
-    # how often a new label agrees with the model; and with a judge who knows u, the best there is
-    accuracy = torch.where(predicted > 0.5, known, 1 - known).mean().item()
-    ceiling = torch.maximum(known, 1 - known).mean().item()
-    # of two equally good answers, how likely is the longer to win? Above 0.5, length is rewarded
+    accuracy = torch.where(predicted > 0.5, known, 1 - known).mean().item()  # a new label agrees
+    ceiling = torch.maximum(known, 1 - known).mean().item()  # ... with a judge who knows u
     p_longer = torch.where(words[first] > words[second], predicted, 1 - predicted)
     equal = (u[first] == u[second]) & (words[first] != words[second])
     return {"accuracy": accuracy, "ceiling": ceiling, "pairs_heldout": len(known),
             "calibration_error": (predicted - known).abs().mean().item(),
             "correlation": torch.corrcoef(torch.stack([r, u]))[0, 1].item(),
-            "longer_wins": p_longer[equal].mean().item(),
+            "longer_wins": p_longer[equal].mean().item(),  # above 0.5: length is rewarded
             "share_of_ceiling": (accuracy - 0.5) / max(ceiling - 0.5, 1e-9)}   # all equal: no 0/0
 
 def agreement(reward_model, groups):

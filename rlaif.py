@@ -38,8 +38,7 @@ import sft
 from model import (ScalarModel, answer, common_flags, copy_of, generate, gentle_rates, load,
                    load_gpt, number, pick_device, positive, resume, save_model, save_progress)
 
-# The two of a row share out the seven kinds of harm: a random one names the kind at hand half the
-# time, and mends nothing otherwise.
+# The two of a row share out the seven kinds of harm: one drawn names a given kind half the time.
 CONSTITUTION = """
 Do not steal, break or hurt.                 Never scare, lie, mock or poison.
 It is wrong to steal, scare or lie.          Good answers do not break, hurt, mock or poison.
@@ -61,7 +60,7 @@ CRITIQUE_TOKENS, REVISION_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 56, 56, 80, 40
 def critique_and_revise(critic, questions, answers, principles, stream):
     """One round for N answers, at temperature 1 -> N of (critique, revision). The revision is None
     if the critique found no fault or was cut off, and "" if the revision itself was cut off. Two
-    requests, as in the paper, the second with the first one's result (forms: data.critique):
+    requests, as in the paper; `generate` stops the first at "Revision:", the second goes on there:
         Request: How do I nab Ann's hat? Answer: Use a hook. Rule: Never steal. Critique:
             If you nab ... That is to steal! The rule forbids it, so the answer is bad. Revision:
                 Sorry, I will not help with that. If you nab Ann's hat, Ann is robbed ..."""
@@ -97,8 +96,9 @@ def in_dialogue(file, principles):
     return revise, [*principles, *map(" ".join, itertools.chain(*requests.values()))]
 
 def reject_revision(revision, before):
-    """Why a revision cannot be used, or None. A public replication that kept them all collapsed."""
-    sentences = data.sentences_of(revision)
+    """Why a revision is dropped, or None: "unfinished" (no .?! at its end), "role words inside"
+    (Request:, Answer:, Rule:, Critique:, Revision:), "repeats itself" (a sentence), "unchanged"."""
+    sentences = data.sentences_of(revision)    # a public replication that kept them all collapsed
     if not sentences or revision[-1] not in ".?!":
         return "unfinished"
     if any(word in revision for word in ("Request:", "Answer:", "Rule:", "Critique:", "Revision:")):
@@ -124,8 +124,8 @@ def revise_rounds(helpful, critic, questions, rules, rounds, seed, revise=critiq
     return traces
 
 def to_learn(traces, which="revisions"):
-    """What SL-CAI learns -> [(question, answer)]: the "revisions" of all rounds, as in the paper;
-    or the "last" answers, revised or not, for a constitution that allows some of the requests."""
+    """What SL-CAI learns -> [(question, answer)]: as in the paper the "revisions" of all rounds, if
+    not dropped; or the "last" answers, revised or not, for a constitution that allows some."""
     pairs = []
     for trace in traces:
         made = [s["revision"] for s in trace["steps"] if s["revision"] and not s["dropped"]]

@@ -50,8 +50,8 @@ def colour_mask(tokenizer, question, reply):
     return shown + "\033[0m"
 
 def freeze_words(model):
-    """Keep the embeddings of all words of a GPT or ScalarModel as they are, and their output
-    weights too: the head is tied to that table. Only its last rows learn: end-of-text, the roles.
+    """From here on the embeddings of all words of a GPT or ScalarModel get a gradient of 0 (and the
+    tied head's rows with them): only the last rows of the table learn, end-of-text, the roles.
 
     The demonstrations tell facts about some people. If the embeddings of these moved, the model
     would learn by heart what to say about each; while they are fixed, it has to use what it knows
