@@ -1,5 +1,6 @@
 """The network against an independent one, and sampling against a slow version of itself."""
 import argparse
+import itertools
 import math
 import os
 from types import SimpleNamespace
@@ -155,6 +156,28 @@ def test_positions_start_again_with_each_document():
     """Positions by hand, padding on the left included."""
     segments = torch.tensor([[0, 0, 1, 1, 1, 2], [1, 2, 3, 3, 0, 0]])
     assert m.segment_positions(segments).tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 0, 1, 0, 1]]
+
+
+@torch.no_grad()
+def test_attention_by_hand():
+    """Heads cut or put together the wrong way, a scale forgotten, a mask upside down, a cache whose
+    old keys are lost. One head, one token at a time."""
+    torch.manual_seed(0)
+    attention, x = m.Attention(m.GPTConfig(heads=2, channels=8)), torch.randn(2, 5, 8)
+    q, k, v = attention.qkv(x).split(8, -1)                # (2, 5, 8): heads of 4, side by side
+    segments = torch.tensor([[1, 1, 2, 2, 2], [0, 1, 1, 1, 1]])
+    for mask in (None, m.attention_mask(segments, 5)):
+        seen = torch.ones(2, 5, 5).tril().bool() if mask is None else mask[:, 0]
+        mixed = torch.zeros(2, 5, 8)
+        for b, t, head in itertools.product(range(2), range(5), (slice(0, 4), slice(4, 8))):
+            keys = seen[b, t].nonzero().flatten()          # the tokens that this one sees
+            p = (k[b, keys, head] @ q[b, t, head] / math.sqrt(4)).softmax(-1)
+            mixed[b, t, head] = p @ v[b, keys, head]
+        assert torch.allclose(attention(x, mask), attention.out(mixed), atol=1e-6)
+    cache = m.LayerCache(2, 2, 5, 4, x)                    # the same in two parts: three, then two
+    parts = [attention(x[:, :3], m.attention_mask(segments[:, :3], 3), cache),
+             attention(x[:, 3:], m.attention_mask(segments, 2), cache)]
+    assert torch.allclose(torch.cat(parts, 1), attention.out(mixed), atol=1e-6)
 
 
 def test_masks_by_hand():

@@ -63,6 +63,17 @@ def sgd(policy, value, lr=0.1):
     return torch.optim.SGD([*policy.parameters(), *value.parameters()], lr=lr)
 
 
+def test_token_logprobs_by_hand():
+    """Each token scored by the logits that came after it, or at another temperature than the one
+    that sampled."""
+    logits = torch.tensor([[[0.0, math.log(3)], [0.0, 0.0], [9.0, 0.0]]])
+    network, tokens = lambda tokens, segments: logits, torch.tensor([[0, 1, 0]])
+    expected = torch.tensor([[math.log(3 / 4), math.log(1 / 2)]])      # tokens 1 and 0 are chosen
+    assert torch.allclose(ppo.token_logprobs(network, tokens), expected)
+    expected = torch.tensor([[math.log(9 / 10), math.log(1 / 2)]])     # logits 0, 2 ln 3
+    assert torch.allclose(ppo.token_logprobs(network, tokens, temperature=0.5), expected)
+
+
 def test_the_score_goes_to_the_last_real_token():
     """The reward on a pad after end-of-text, or on the prompt's last token, which left padding and
     off-by-one slices produce."""

@@ -281,15 +281,17 @@ def gradient(model):
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():
     """Micro-batches whose means are averaged: rows with much padding then count as much as full
-    ones (the gradient accumulation bug of 2024). Or training in which documents see one another."""
+    ones (the gradient accumulation bug of 2024). Or training in which documents see one another, or
+    a loss that keeps its graph in memory."""
     whole, (inputs, targets, segments) = tiny_gpt(), padded_rows()
     loss = pretrain.next_token_loss(whole(inputs, segments), targets)
     loss.backward()
     assert gradient(whole).abs().max() > 0.01
     for grad_accum in (1, 2, 4, 8):
         model = tiny_gpt()
-        accumulated = pretrain.backward(model, padded_rows(), grad_accum).item()
-        assert accumulated == pytest.approx(loss.item(), rel=1e-6)
+        accumulated = pretrain.backward(model, padded_rows(), grad_accum)
+        assert accumulated.item() == pytest.approx(loss.item(), rel=1e-6)
+        assert not accumulated.requires_grad
         assert torch.allclose(gradient(model), gradient(whole), atol=1e-7)
         assert grad_accum > 1 or torch.equal(gradient(model), gradient(whole))
 
