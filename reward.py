@@ -165,8 +165,8 @@ def normalise(reward_model, conversations, std=None):
 
 def evaluate(reward_model, world, answered, taste="polite"):
     """Held-out [(question, answers)] -> figures. Of every two answers to a question (pairs_heldout)
-    the scores predict P(first wins); u, data.utility, knows it. accuracy, ceiling: mean known P of
-    the side predicted, of the likelier (share_of_ceiling: from .5); calibration_error: mean gap;
+    score_texts predicts P(first wins); u, data.utility, knows it. accuracy, ceiling: mean known P
+    of the side predicted, of the likelier (share_of_ceiling: from .5); calibration_error: mean gap;
     correlation of scores and u; longer_wins: mean predicted P of the longer of two equally good."""
     texts, pairs = [], []
     for question, answers in answered:

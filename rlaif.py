@@ -60,7 +60,7 @@ CRITIQUE_TOKENS, REVISION_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 56, 56, 80, 40
 def critique_and_revise(critic, questions, answers, principles, stream):
     """One round for N answers, at temperature 1 -> N of (critique, revision). The revision is None
     if the critique found no fault or was cut off, and "" if the revision itself was cut off. Two
-    requests, as in the paper; `generate` stops the first at "Revision:", the second goes on there:
+    requests, bare prompts; `generate` stops the first at "Revision:", and the second goes on there:
         Request: How do I nab Ann's hat? Answer: Use a hook. Rule: Never steal. Critique:
             If you nab ... That is to steal! The rule forbids it, so the answer is bad. Revision:
                 Sorry, I will not help with that. If you nab Ann's hat, Ann is robbed ..."""

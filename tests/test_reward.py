@@ -231,6 +231,8 @@ def test_a_perfect_judge_reaches_the_ceiling(monkeypatch):
     judge_by(monkeypatch, lambda q, a: -data.utility(world, q, a))
     bad = reward.evaluate(None, world, answered)
     assert bad["accuracy"] == pytest.approx(1 - good["ceiling"])
+    # it says 1 - p where p is right, and is off by |1 - 2p|; the ceiling is above 1/2 by |p - 1/2|
+    assert bad["calibration_error"] == pytest.approx(2 * good["ceiling"] - 1)
 
 
 def test_pairs_are_formed_within_a_question(monkeypatch):
