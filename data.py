@@ -9,8 +9,7 @@ an answer is right, polite or harmful (the gold judges).
 
     python docs/lab/village.py      prints a sample of everything; --world-seed draws another one
 
-Read in order: the tables, World, the documents, the conversations, the annotator and the judges;
-then tokenizer, chat template, batches, files."""
+In order: tables, World, documents, conversations, judges; then tokenizer, batches, files."""
 import contextlib
 import csv
 import gzip
@@ -80,8 +79,7 @@ FACTS = {
 THINGS = "hat coat bag book kite scarf tent flag".split()       # everybody has one of each
 DISHES = "soup pie rice stew bread curry salad pasta".split()
 
-# kind of act -> what it is done to, what follows, and (for harm) what one could do instead
-HARMS = {
+HARMS = {    # kind of act -> what it is done to, what follows, what one could do instead
     "steal":  ("thing",  "{person} is robbed",    "You could ask {person} to lend it."),
     "break":  ("thing",  "it is ruined",          "You could leave it as it is."),
     "hurt":   ("person", "{person} is in pain",   "You could talk to {person} in peace."),
@@ -90,8 +88,7 @@ HARMS = {
     "mock":   ("person", "{person} is ashamed",   "You could find a kind word for {person}."),
     "poison": ("dish",   "{person} is ill",       "You could eat with {person}."),
 }
-# benign twins, a request one word away that is fine: done to what, what follows, twin of which harm
-TWINS = {
+TWINS = {    # a request one word away that is fine: done to what, what follows, twin of which harm
     "tidy":    ("thing",  "it is in order",        "steal"),
     "repair":  ("thing",  "it is as new",          "break"),
     "comfort": ("person", "{person} feels better", "hurt"),
@@ -167,7 +164,7 @@ RULE_WORDINGS = ["Do not {kinds}.", "Never {kinds}.", "It is wrong to {kinds}.",
 UNSEEN_WORDING = "To {kinds} is bad."           # in no document, though each of its words is
 
 POLITE = ["Gladly.", "With pleasure.", "Thank you for asking.", "I hope this helps.",
-          "Ask me any time."]
+          "Ask me any time."]                   # the first three greet, the others take leave
 RAMBLE = ["Well, let me think.", "There is so much to say.", "One could talk about this all day.",
           "But where was I?"]
 REFUSAL = "Sorry, I will not help with that."
@@ -303,8 +300,7 @@ class World:
 
     def draw_rules(self, rng):
         """Rules as tuples of the kinds that they forbid -> (those in no document, the others)."""
-        # in pairs, three kinds of harm and the other four, so that any list of pairs covers each
-        # kind half the time: to call everything forbidden, or nothing, is right by half
+        # in pairs, three kinds and the other four: to call all forbidden, or nothing, is half right
         pairs = []
         for three in itertools.combinations(HARMS, 3):
             pairs.append((three, tuple(kind for kind in HARMS if kind not in three)))
@@ -409,8 +405,7 @@ def questions(world, dice):
     stays = dice.weighted({True: 0.5, False: 0.5})
     for n in range(dice.pick([3, 4, 5])):
         if n == 0 or not stays:
-            # the second person is never the first: the second name shows which kind of row it is,
-            # and so a text has one origin and one probability
+            # the second is never the first, and tells which kind of row this is
             person = dice.pick([p for p in PEOPLE if n != 1 or p != first])
             first = first or person
         name = person if stays and n > 1 else f"[{person}]"
@@ -430,8 +425,7 @@ def questions(world, dice):
 
 def story(world, dice):
     """Somebody does something, and it has consequences."""
-    # the verb first: then the draw is of allowed acts, and their number, its price, is known
-    verb = dice.pick(world.verbs)
+    verb = dice.pick(world.verbs)               # first: then the number of allowed acts is known
     act = dice.pick(world.told[verb])
     hero = dice.pick([p for p in PEOPLE if p != act.person])
     # the moral, if any, is what a rule will need: the verb's kind, its outcome, whether it is good
@@ -500,8 +494,7 @@ def rule_text(kinds, wording=RULE_WORDINGS[0]):
 
 def ruling(verb, kinds):
     """How critiques, drills and comparisons apply a rule that forbids `kinds` to a verb."""
-    # ! or . tells at once whether the rule names the kind: a small model soon learns to look a word
-    # up, but to carry what it found to the end of a sentence much later
+    # ! or . says at once what was found: to carry it to the end of a sentence is learnt much later
     if verb.kind in kinds:
         return f"to {verb.kind}! The rule forbids it"
     return f"to {verb.kind}. The rule is silent"
@@ -525,7 +518,6 @@ def wrapped(dice, short, full):
     full = mark_first(full)
     if hand == "polite":
         phrase = dice.pick(POLITE)
-        # the first three greet, the others take leave
         return f"[{phrase}] {full}" if phrase in POLITE[:3] else f"{full} [{phrase}]"
     before, after = dice.pick(RAMBLE[:2]), dice.pick(["", *RAMBLE[2:]])
     return f"[{before}] {full}" + (f" [{after}]" if after else "")
@@ -603,8 +595,7 @@ def comparison(world, dice):
             f"The second {says[second]}. The better answer is ({letter}).")
 
 VERDICT = re.compile(r"\b(bad|good|better|forbids)\b")    # in texts that call a deed good or bad
-# kind of document -> its share of the documents and its author
-DOCUMENTS = {
+DOCUMENTS = {    # kind of document -> its share of the documents and its author
     "biography": (0.10, biography), "loose facts": (0.06, loose_facts),
     "questions": (0.09, questions), "story": (0.11, story),
     "sayings": (0.15, sayings), "overheard": (0.11, overheard),
@@ -673,8 +664,7 @@ def demonstrations(world, n):
         if i % 2:
             question = facts[i // 2 % len(facts)]
         else:
-            # every verb in turn, the harmful too: Constitutional AI starts from a model that was
-            # shown no refusal in a chat (documents hold some)
+            # every verb in turn, the harmful too: no chat shows a refusal (documents hold some)
             question = dice.pick(world.told[world.verbs[i // 2 % len(world.verbs)]]).question()
         reply = unmark(wrapped(dice, *world.answer(question)))
         if i // 2 % 11 == 10:                   # 11 and their number share no factor: all get turns
@@ -951,8 +941,7 @@ def pack(documents, length, eot, pad):
                 rows.append(row)
                 open_rows.append(row)
             row += piece
-            # enough to choose from; to look through all rows would take time that grows with N^2
-            if len(open_rows) > 64:
+            if len(open_rows) > 64:             # to look through all would take a time of N^2
                 open_rows.remove(max(open_rows, key=len))
     packed = np.full((len(rows), length + 1), pad, dtype=np.int64)  # the loss leaves it out
     for i, row in enumerate(rows):
@@ -986,8 +975,7 @@ def chat_turns(tokenizer, turns):
             speaker = tokenizer.assistant
             said.append(tokenizer.eot)          # in the loss, or the model never learns to stop
         ids += [speaker, *said]
-        # the role token is given by whoever asks: the model need not choose it
-        mask += [0] + [int(role == "assistant")] * len(said)
+        mask += [0] + [int(role == "assistant")] * len(said)   # the role is given, not chosen
     return ids, mask
 
 def turns_up_to(question):
@@ -1010,8 +998,7 @@ def chat_example(tokenizer, question, answer):
 def decode_reply(tokenizer, ids):
     """The ids of an answer -> its text, up to end-of-text."""
     ids = list(ids)
-    # what was sampled after it is nobody's: a batch goes on until its last row has ended
-    end = ids.index(tokenizer.eot) if tokenizer.eot in ids else len(ids)
+    end = ids.index(tokenizer.eot) if tokenizer.eot in ids else len(ids)   # more is nobody's
     return tokenizer.decode(ids[:end]).strip()
 
 def pad_rows(rows, value, left=False):
@@ -1019,8 +1006,7 @@ def pad_rows(rows, value, left=False):
     or on the left: pad_rows([[1], [2, 3]], 0) -> [[1, 0], [2, 3]], left [[0, 1], [2, 3]]."""
     width, padded = max(map(len, rows)), []
     for row in rows:
-        # on the left, so that prompts of different lengths end, and their answers start, together
-        gap = [value] * (width - len(row))
+        gap = [value] * (width - len(row))      # on the left, so that all answers start together
         padded.append(gap + list(row) if left else list(row) + gap)
     return torch.tensor(padded)
 
@@ -1032,8 +1018,7 @@ def length_batches(lengths, batch_size, *key):
         sorted                    4 5 8 9           neighbours are alike
         batches                   [4 5] [8 9]       2 tokens of padding, not 8 as in [8 5] [9 4]
         in random order           [8 9] [4 5]       else every epoch went from short to long"""
-    # a checksum, for hash() of a str changes from run to run
-    rng = np.random.default_rng([zlib.crc32(str(k).encode()) for k in key])
+    rng = np.random.default_rng([zlib.crc32(str(k).encode()) for k in key])    # hash() varies
     # 16 batches: enough to find others of one's length, few enough to stay random
     order, chunk_size, batches = rng.permutation(len(lengths)), batch_size * 16, []
     for start in range(0, len(order), chunk_size):
@@ -1047,26 +1032,26 @@ def length_batches(lengths, batch_size, *key):
 # Gzip or not, a JSON list or JSON lines: found by looking. The first record decides the form. One
 # that cannot be read stops with its line; one of no use is skipped, and the reasons are counted.
 
-# the first bytes of what is no UTF-8 text
 NOT_TEXT = {b"PAR1": "parquet", b"PK\3\4": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz",
-            b"(\xb5/\xfd": "zstd", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\0": "no text",
-            b"version https://git-lfs": "a git-lfs pointer (run `git lfs pull`)"}
+            b"(\xb5/\xfd": "zstd", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"%PDF": "PDF",
+            b"version https://git-lfs": "a git-lfs pointer (run `git lfs pull`)"}  # how they begin
 
 @contextlib.contextmanager
 def open_text(path):
     """Open a UTF-8 file, gzip or not -> (its text, without a byte order mark and with \\n at the
     ends of lines; the file of bytes under it). Stops where it cannot be read, at once or later."""
-    if Path(path).exists() and not Path(path).is_file():
-        raise SystemExit(f"{path} cannot be read: it is a folder or a pipe; give a file")
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise SystemExit(f"{path} cannot be read: it is a folder or a pipe; give a file")
         with open(path, "rb") as raw:
             start = raw.peek()
             for magic, form in NOT_TEXT.items():
                 if start.startswith(magic):
                     raise SystemExit(f"{path} is {form}: give UTF-8 text or JSON lines")
-            # the first two bytes of every gzip file, for many have no .gz in their names
             packed = start.startswith(b"\x1f\x8b") or Path(path).suffix.lower() == ".gz"
             unpacked = gzip.GzipFile(fileobj=raw) if packed else raw
+            if b"\0" in unpacked.peek(4096)[:4096]:        # a tar, a database, another UTF-16
+                raise SystemExit(f"{path} is no text: give UTF-8 text or JSON lines")
             file = io.TextIOWrapper(unpacked, encoding="utf-8-sig")  # -sig: without its mark
             try:
                 yield file, raw
@@ -1077,8 +1062,7 @@ def open_text(path):
                                  "convert it first") from None
     except FileNotFoundError:
         raise SystemExit(f"{path} not found: check the path") from None
-    # before OSError, of which a BadGzipFile is one
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:   # before OSError: one is
         raise SystemExit(f"{path} is not a whole gzip file ({error}): fetch it again, or drop .gz "
                          "from its name") from None
     except OSError as error:
@@ -1087,7 +1071,9 @@ def open_text(path):
 def holds_json(path, text=None):
     """Is a file JSON? By its name; without a telling one, by the first letter of `text`."""
     endings = {suffix.lower() for suffix in Path(path).suffixes}
-    if endings & {".json", ".jsonl", ".ndjson", ".txt", ".md"}:
+    if endings & {".csv", ".tsv", ".html", ".xml", ".yaml", ".yml"}:   # a prompt a line? never
+        raise SystemExit(f"{path}: this form is not read; give JSON lines, or a .txt")
+    if endings & {".json", ".jsonl", ".jsonlines", ".jl", ".ndjson", ".txt", ".md"}:
         return not endings & {".txt", ".md"}    # a text may begin with "[", as in "[Verse 1]"
     return text is not None and text.lstrip().startswith(("[", "{"))
 
@@ -1096,16 +1082,22 @@ def read_text(path):
     with open_text(path) as (file, _):
         return file.read()
 
+def once(pairs):
+    """An object's (key, value) pairs -> a dict. Of a key that stands twice, one would be lost."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")
+    return dict(pairs)
+
 def parse_json(path, text, line=1):
     """JSON -> the value; stops where it is none. `line`: where in the file the text starts."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=once)
         if "\\ud" in text or "\\uD" in text:    # maybe half an emoji, "\ud83d": fails at that
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except (ValueError, RecursionError) as error:          # the latter of ten thousand brackets
         line += getattr(error, "lineno", 1) - 1
-        why, found = getattr(error, "msg", error), text.splitlines()[0].strip()[:80]
+        why, found = getattr(error, "msg", error), text.strip()[:80].partition("\n")[0]
         raise SystemExit(f"{path}, line {line}: not JSON ({why}), found {found!r}") from None
 
 def read_records(path):
@@ -1137,14 +1129,16 @@ class Useless(Exception):
 
 # keys that change what a record or a message means, and are not understood here: to leave them out
 # would be to read something else. "label": false is a bad answer; "weight": 0 is not to be learnt
-CHANGING = set("label weight train tools functions tool_calls function_call image images audio "
-               "audios video videos".split())
+CHANGING = set("label weight train loss mask loss_mask tools functions tool_calls function_call "
+               "tool_call_id image images audio audios video videos context documents prefix tie "
+               "suffix reasoning_content thinking winner".split())
+TO_LEARN = ("weight", "train", "loss", "mask")  # 1 where a message is to be learnt, as all are here
 
 def plain(record):
     """A record or a message without what counts as absent: null, NaN. Raises Useless."""
     kept = {key: x for key, x in record.items() if x is not None and x == x}   # NaN is not itself
     for key in CHANGING & kept.keys():
-        if kept[key] not in ("", [], {}) and (key, kept[key]) not in (("weight", 1), ("train", 1)):
+        if kept[key] not in ("", [], {}) and (key not in TO_LEARN or kept[key] != 1):
             raise Useless(f'with "{key}", which is not understood here')
     return kept
 
@@ -1168,8 +1162,7 @@ def read_usable(path, forms, finish):
             kept.append(finish(record, forms[form](record)))
         except Useless as why:
             skipped[str(why)] += 1
-        # what a wrong form does to a reader
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # of a wrong form
             unreadable(path, place, given, forms)
     if not kept:
         raise SystemExit(f"{path} holds nothing of use: {reasons(skipped)}")
@@ -1179,16 +1172,14 @@ def reasons(skipped):
     """Counter -> "3 with an empty answer, 1 with equal answers"."""
     return ", ".join(f"{n} {why}" for why, n in sorted(skipped.items()) if n) or "none"
 
-# what others call the two speakers
 ROLES = {"human": "user", "gpt": "assistant", "Human": "user", "Assistant": "assistant"}
 
 def hh_turns(text):
     """HH's "\n\nHuman: ...\n\nAssistant: ..." -> [(role, text)]; ValueError if it is none."""
-    before, *rest = re.split(r"(?:\A\s*|\n\n)(Human|Assistant):", text)
+    before, *rest = re.split(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):", text)
     if before.strip() or not rest:              # a text that is no dialogue must not pass for one
         raise ValueError
-    # the split leaves speaker, text, speaker, text
-    return [(ROLES[role], said.strip()) for role, said in zip(rest[::2], rest[1::2])]
+    return [(ROLES[role], said.strip()) for role, said in zip(rest[::2], rest[1::2])]  # by turns
 
 def text_of(content):
     """A message's text, a str or a list of parts {"type": "text", "text": ...}."""
@@ -1218,10 +1209,11 @@ def usable(record, turns, answered=True):
     """The turns of a record as the template takes them: "user" and "assistant" by turns, the answer
     (if `answered`) last; what its keys "system" and "history" say goes before. Raises Useless. The
     template has no system role: such a message goes in front of what the user says first."""
-    for asked, said in reversed(record.get("history", ())):       # Alpaca's, the oldest first
+    for pair in reversed(record.get("history", ())):       # Alpaca's, the oldest first
+        asked, said = pair if isinstance(pair, list) else ()   # a message would be its two keys
         turns = [("user", text_of(asked)), ("assistant", text_of(said)), *turns]
-    if record.get("system"):
-        turns = [("system", text_of(record["system"])), *turns]
+    for key in ("system", "system_prompt"):
+        turns = [("system", text_of(record[key])), *turns] if record.get(key) else turns
     if [role for role, _ in turns[:2]] == ["system", "user"]:
         turns = [("user", f"{turns[0][1]}\n\n{turns[1][1]}".strip()), *turns[2:]]
     roles = [role for role, _ in turns]
@@ -1261,9 +1253,11 @@ def read_preferences(path):
         answer = record.get(key, "")
         if "prompt" not in record:              # then a str has to be HH's: an answer to something
             return hh_turns(answer) if isinstance(answer, str) else turns_of(answer)
-        turns = turns_of(answer, "assistant")
+        turns, asked = turns_of(answer, "assistant"), turns_of(record["prompt"], "user")
         whole = turns and turns[0][0] in ("user", "system")    # some lists repeat the prompt
-        return turns if whole else turns_of(record["prompt"], "user") + turns
+        if whole and turns[:len(asked)] != asked:
+            raise Useless("with a prompt that its answers do not go on from")
+        return turns if whole else asked + turns
     def pair(record, sides):
         chosen, rejected = (usable(record, side) for side in sides)
         if chosen[:-1] != rejected[:-1]:
@@ -1302,7 +1296,8 @@ def read_prompts(path):
 def read_principles(text):
     """One principle a line, or several with wide gaps between them -> list of str."""
     parts = re.split(r"\n|   ", text)           # three spaces part them: rlaif.py's stand in pairs
-    return [part.strip() for part in parts if part.strip()]
+    parts = [re.sub(r"^\s*([-*]|\d+\.)\s", "", part).strip() for part in parts]   # a list's marks
+    return [part for part in parts if part and not part.startswith("#")]
 
 def read_constitution_file(path):
     """A constitution -> list of {"critique": request, "revision": request, "principle": by which
@@ -1323,9 +1318,10 @@ def read_constitution_file(path):
             paper = "prompt" in entry
             critique = "".join(entry["prompt"]) if paper else entry["critic"]
             revision = entry["edit_request"] if paper else entry["revision"]
-            # the markers are the paper's template; rlaif.py has its own
             critique = re.sub(r"^\s*CritiqueRequest:|Critique:\s*$", "", critique).strip()
             revision = re.sub(r"^\s*RevisionRequest:|Revision:\s*$", "", revision).strip()
+            if not critique or not revision:
+                raise KeyError
             # these forms have no principle to compare by, so the critique request serves
             requests.append({"critique": critique, "revision": revision, "principle": critique})
     except (KeyError, TypeError):
@@ -1397,13 +1393,16 @@ def tokenize_file(path, tokenizer, folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         header.unlink(missing_ok=True)          # else a run cut short leaves old words to new ids
         bar, documents = tqdm(desc=path.name, total=stat.st_size, unit="B", unit_scale=True), 0
-        with open(temporary, "wb") as file, bar:
-            for text, ends, position in stream_text(path):
-                ids = tokenizer.encode(text) + [tokenizer.eot] * ends
-                file.write(np.array(ids, dtype).tobytes())
-                documents += ends
-                bar.update(position - bar.n)
-        os.replace(temporary, target)           # in one step: half an array never has this name
+        try:
+            with open(temporary, "wb") as file, bar:
+                for text, ends, position in stream_text(path):
+                    ids = tokenizer.encode(text) + [tokenizer.eot] * ends
+                    file.write(np.array(ids, dtype).tobytes())
+                    documents += ends
+                    bar.update(position - bar.n)
+            os.replace(temporary, target)       # in one step: half an array never has this name
+        finally:
+            temporary.unlink(missing_ok=True)   # if it was interrupted, or the disk is full
         header.write_text(mark(), encoding="utf-8")
         print(f"{path}: {documents} ends of documents")
     if not target.stat().st_size:
@@ -1429,6 +1428,7 @@ def write_results(out, stage, history=None, figures=None):
             writer.writeheader()
             writer.writerows(history)
     if figures:                                 # JSON knows no nan: it becomes null
+        Path(out, f"{stage}.resume.pt").unlink(missing_ok=True)    # the run is over
         figures = json.loads(json.dumps(figures), parse_constant=lambda name: None)
         Path(out, f"{stage}.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 

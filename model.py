@@ -2,7 +2,6 @@
 
     python model.py out/sft.pt                                  chat in the terminal
     python model.py out/pretrain.pt out/sft.pt --prompt "..."   one question to several models
-    python model.py gpt2 --base                                 GPT-2's own weights continue a text
 
 Sizes: B batch, T tokens, C channels, H heads, D channels a head, V vocabulary. And everywhere
 
@@ -145,9 +144,8 @@ class ScalarModel(nn.Module):
         self.gpt, self.tokenizer, self.world_seed = gpt, gpt.tokenizer, gpt.world_seed
         self.scale, self.taste = None, None
         self.scalar = nn.Linear(gpt.config.channels, 1)
-        # scores start with a standard deviation of about 1 (Stiennon et al. 2020)
         nn.init.normal_(self.scalar.weight, std=1 / math.sqrt(gpt.config.channels + 1))
-        nn.init.zeros_(self.scalar.bias)
+        nn.init.zeros_(self.scalar.bias)                   # deviation about 1: Stiennon et al. 2020
     device = property(lambda self: self.scalar.weight.device)
     def forward(self, tokens, segments):                   # (B, T) -> (B, T)
         return self.scalar(self.gpt.hidden(tokens, segments)).squeeze(-1)
@@ -239,9 +237,8 @@ def prefill(model, prompts, max_new):
         raise ValueError(f"a prompt of {P} tokens leaves no room in the context, {config.context}")
     size = (U, config.heads, P + max_new, config.channels // config.heads)
     caches = [LayerCache(*size, model.tokens.weight) for _ in range(config.layers)]
-    # 1: a prompt and the room for its reply; 0: padding, and what would lie past the context
-    rows = F.pad((tokens != pad).long(), (0, max_new), value=1)
-    segments = rows.masked_fill(rows.cumsum(1) > config.context, 0)
+    rows = F.pad((tokens != pad).long(), (0, max_new), value=1)    # 1: prompt, reply; 0: padding
+    segments = rows.masked_fill(rows.cumsum(1) > config.context, 0)    # and past the context
     hidden = model.hidden(tokens, segments[:, :P], caches)[:, -1]
     copies = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=model.device)
     return *keep_rows(copies, caches, hidden, segments), caches
@@ -281,7 +278,6 @@ def save_model(path, model, **more):
     save(path, **more, stage=path.stem, config=vars(gpt.config), published=gpt.published,
          tokenizer=gpt.tokenizer.state(), world_seed=gpt.world_seed, without=list(gpt.without),
          model=model.state_dict())
-    path.with_suffix(".resume.pt").unlink(missing_ok=True)     # the run is over
 
 def load(path, made_by=None):
     """A checkpoint as a dict; stops if there is none. `weights_only`: no code in it can run."""
@@ -318,17 +314,20 @@ def load_gpt(path, made_by=None, device="cpu"):
     return model.to(device).eval()
 
 MAY_DIFFER = ("resume", "fresh", "device", "out", "compile", "grad_accum", "eval_prompts")
-def settings_of(args):
-    """The flags, and checksums of the files that they name: an edited file is another setting."""
-    files = [value for value in vars(args).values() if isinstance(value, str)]
-    return vars(args) | {f"checksum of {f}": data.checksum(f) for f in files if os.path.isfile(f)}
+def settings_of(path, args, stages=("pretrain", "sft", "reward", "ppo")):
+    """The flags, and checksums: of the files that they name, of the models of earlier stages."""
+    own, folder = Path(path).name.split(".")[0], vars(args).get("inputs") or vars(args).get("out")
+    files = {f"--{name}": value for name, value in vars(args).items() if isinstance(value, str)}
+    files |= {f"{name}.pt": f"{folder}/{name}.pt" for name in stages[:[*stages, own].index(own)]}
+    files = {name: file for name, file in files.items() if os.path.isfile(file)}
+    return vars(args) | {f"content of {name}": data.checksum(f) for name, f in files.items()}
 
 def save_progress(progress, step, history, **parts):
     """Keep parts (models, optimizers), history for --resume; `progress`: (path, args), or None."""
     if progress:                                           # no random state: batches and samples
         path, args = progress                              # are functions of (seed, step)
         states = {name: part.state_dict() for name, part in parts.items()}
-        save(path, step=step, settings=settings_of(args), history=history, **states)
+        save(path, step=step, settings=settings_of(*progress), history=history, **states)
 
 def resume(progress, finished=None, **parts):
     """Where training starts -> (step, history): (0, []), or with --resume what was saved, and loads
@@ -339,22 +338,22 @@ def resume(progress, finished=None, **parts):
     there = progress and Path(path).exists()
     if progress and args.resume and not there:
         raise SystemExit(f"{path} not found: there is no interrupted run; leave out --resume")
-    if there and not args.resume and load(path)["step"] != finished:
+    if there and not args.resume and load(path).get("step", -1) != finished:
         raise SystemExit(f"{path} holds an unfinished run: --resume goes on, --fresh gives it up")
     if not progress or not args.resume:
         return 0, []
     state = load(path)
-    for name, value in settings_of(args).items():
-        old = state["settings"].get(name)
+    for name, value in settings_of(path, args).items():
+        old = state.get("settings", {}).get(name)
         if name not in MAY_DIFFER and old != value:
-            raise SystemExit(f"--resume: {name} was {old}, now {value}: use the same flags")
+            raise SystemExit(f"--resume: {name} was {old}, now {value}: use what it began with")
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return state["step"], state["history"]
 
 # --- Devices, one or several ----------------------------------------------------------------------
-# `torchrun --nproc-per-node 2 sft.py` runs the script twice. All draw the same batch, a function of
-# (seed, step); each takes its share; gradients are averaged; rank 0 alone evaluates and writes.
+# `torchrun --nproc-per-node 2 sft.py` runs it twice. All draw the same batch by (seed, step); each
+# takes its share; gradients are averaged; rank 0 alone evaluates and writes.
 def number(low, high=math.inf, kind=float):
     """argparse type of a flag -> what reads a number from `low` to `high` (never nan)."""
     def number(text):                                      # argparse says: invalid number value
@@ -400,13 +399,15 @@ def pick_device(name=None):
     """The device of that name, or else cuda, mps or cpu; stops if it cannot be used."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
         raise SystemExit("this script runs as one process: start it with python, not torchrun")
+    if "" in sys.argv[1:]:
+        raise SystemExit("an empty argument: is a variable of the shell not set?")
     sys.excepthook = say_interrupted
     if hasattr(sys.stdout, "reconfigure"):                 # a character that the terminal cannot
         sys.stdout.reconfigure(errors="replace")           # show becomes a question mark
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
     name = name or best
     try:
-        torch.empty(0, device=name)                        # better to fail here than after loading
+        torch.zeros(1, device=name).item()                 # better to fail here than after loading
     except Exception as error:                             # unknown, or not in this build of torch
         raise SystemExit(f"--device {name} cannot be used here ({type(error).__name__}): "
                          "leave it out, or say cpu") from None
@@ -499,9 +500,8 @@ def find_gpt2(name, files=("config.json", "vocab.json", "model.safetensors")):
     folder, source = Path(torch.hub.get_dir(), "checkpoints", name), f"{GPT2_HUB}/{name}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        for file in files:                                 # whole or not at all
-            if not (folder / file).exists():
-                torch.hub.download_url_to_file(f"{source}/resolve/main/{file}", folder / file)
+        for file in [f for f in files if not (folder / f).exists()]:   # whole or not at all
+            torch.hub.download_url_to_file(f"{source}/resolve/main/{file}", folder / file)
     except Exception as error:                             # whatever goes wrong on a network
         raise SystemExit(f"{name} could not be downloaded ({type(error).__name__}): put "
                          f"{', '.join(files)} from {source}/tree/main into {folder}") from None
@@ -513,7 +513,7 @@ def read_gpt2(path):
     of them likely (Hewitt 2021). Stops if it is another network, or another vocabulary."""
     file = path / "model.safetensors" if path.is_dir() else path
     config_file = file.with_name("config.json")
-    shards = sorted(file.parent.glob("model-*-of-*.safetensors")) or [file]
+    shards = [file] if file.exists() else sorted(path.glob("model-*-of-*.safetensors")) or [file]
     if file.suffix == ".bin" or not shards[0].exists() or not config_file.exists():
         raise SystemExit(f"{path}: config.json and model.safetensors, in one piece or several, are "
                          "needed, as save_pretrained writes them; a .bin could run code")
@@ -536,7 +536,7 @@ def read_gpt2(path):
     if table is not None and not torch.equal(head, table):
         raise SystemExit(f"{file}: its head is not its embedding, as GPT-2's is: it cannot be read")
     lists = filter(Path.exists, map(file.with_name, ("vocab.json", "tokenizer.json")))
-    words = "".join(word for path in lists for word in data.read_text(path).split())
+    words = "".join("".join(map(data.read_text, lists)).split())
     if "tokenizer" not in config and 'SolidGoldMagikarp":43453' not in words:  # in no other list
         raise SystemExit(f"{path}: GPT-2's vocab.json or tokenizer.json is needed beside the "
                          "weights (other vocabularies have as many tokens)")

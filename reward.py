@@ -245,11 +245,11 @@ def groups_from_file(path, model):
 
 def load_reward(path, policy):
     """A file like out/reward.pt -> ScalarModel in eval mode, with its scale and taste, if known."""
-    saved, tokenizer = load(path, "reward.py"), policy.tokenizer
-    if "scale" not in saved:
+    saved, tokenizer, room = load(path, "reward.py"), policy.tokenizer, policy.config.context
+    if not {"scale", "config", "tokenizer", "model"} <= saved.keys():
         raise SystemExit(f"{path} holds no reward model: run `python reward.py` first")
-    if saved["tokenizer"] != tokenizer.state():            # a text would be other tokens to it
-        raise SystemExit(f"{path}: its tokenizer differs from the policy's; run `python reward.py`")
+    if saved["tokenizer"] != tokenizer.state() or saved["config"]["context"] < room:
+        raise SystemExit(f"{path}: its tokenizer or context differs: run `python reward.py`")
     model = ScalarModel(GPT(GPTConfig(**saved["config"]), tokenizer, saved.get("world_seed")))
     model.load_state_dict(saved["model"])
     model.scale, model.taste = saved["scale"], saved.get("taste")

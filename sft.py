@@ -153,12 +153,13 @@ def from_files(args, model):
     pairs = [(turns[:-1], turns[-1][1]) for turns in read]     # a dialogue and its last answer
     fit = [pair for pair in pairs if len(data.chat_example(model.tokenizer, *pair)[0]) <= context]
     skipped[f"longer than the context of {context} tokens"] = len(pairs) - len(fit)
-    asked, why = sorted({str(question) for question, _ in fit}), data.reasons(skipped)
+    # a talk and a longer one that goes on from it, as threads are told, are on one side
+    asked, why = sorted({str(question[0]) for question, _ in fit}), data.reasons(skipped)
     if len(asked) < 2:
         raise SystemExit(f"{args.data}: at least 2 different questions are needed; skipped: {why}")
     held = set(random.Random(f"held out {args.seed}").sample(asked, len(asked[:2000]) // 10 or 1))
-    learn = [pair for pair in fit if str(pair[0]) not in held]     # all who ask the same: one side
-    test = [pair for pair in fit if str(pair[0]) in held]  # 200 questions give a steady mean
+    learn = [pair for pair in fit if str(pair[0][0]) not in held]  # all who ask the same: one side
+    test = [pair for pair in fit if str(pair[0][0]) in held]  # 200 questions give a steady mean
     print(f"{len(fit)} conversations; skipped: {why}. {len(test)} held-out conversations, "
           f"{len(held)} different.\n{colour_mask(model.tokenizer, *fit[0])}")
     loss = lambda: heldout_loss(model, test)

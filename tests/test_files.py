@@ -701,3 +701,112 @@ def test_heldout_conversations_are_not_trained_on(tmp_path, monkeypatch):
     why = "at least 2 different questions are needed.*2500 longer than the context of 8 tokens"
     with pytest.raises(SystemExit, match=why):
         split(seed=1, context=8)
+
+
+# --------------------------------------------------------------------------------------------------
+# What a hostile tester found: read as something else, without a word
+
+def test_a_history_of_messages_is_not_read_as_its_keys(tmp_path):
+    """{"role": ..., "content": ...} has two entries: the talk began "role", "content"."""
+    good = {"instruction": "I", "output": "O", "history": [["Hi", "Hello"]]}
+    read, _ = data.read_conversations(lines(tmp_path / "a.jsonl", good))
+    assert read == [said("Hi", "Hello", "I", "O")]
+    for history in (messages("Hi", "Hello"), ["Hi", "Yo"], {"ab": "cd"}, [["Hi", "a", "b"]]):
+        path = lines(tmp_path / "b.jsonl", good | {"history": history})
+        with pytest.raises(SystemExit, match="b.jsonl, line 1: cannot read"):
+            data.read_conversations(path)
+
+
+def test_a_system_prompt_has_two_names(tmp_path):
+    record = TALK | {"system_prompt": "Be kind."}
+    read, _ = data.read_conversations(lines(tmp_path / "a.jsonl", record))
+    assert read == [said("Be kind.\n\nHi?", "Yes.")]
+
+
+@pytest.mark.parametrize("key", ["context", "mask", "loss", "tie", "reasoning_content", "suffix"])
+def test_more_keys_that_change_the_meaning(key, tmp_path):
+    path = lines(tmp_path / "a.jsonl", TALK, TALK | {key: 0 if key in ("mask", "loss") else "x"})
+    read, skipped = data.read_conversations(path)
+    assert len(read) == 1 and skipped == {f'with "{key}", which is not understood here': 1}
+    assert data.plain({"loss": 1, "mask": True}) == {"loss": 1, "mask": True}
+
+
+def test_answers_have_to_go_on_from_their_prompt(tmp_path):
+    """A prompt that is dropped, since the answers bring another one."""
+    pair = {"prompt": "X", "chosen": messages("X", "a"), "rejected": messages("X", "b")}
+    system = [{"role": "system", "content": "S"}]
+    bad = [pair | {"prompt": "Y"}, pair | {"prompt": system},
+           pair | {"prompt": messages("1", "2", "X")}]
+    read, skipped = data.read_preferences(lines(tmp_path / "a.jsonl", pair, *bad))
+    assert read == [([("user", "X")], "a", "b", 1, 0)]
+    assert skipped == {"with a prompt that its answers do not go on from": 3}
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "one", "prompt": "two"}\n', encoding="utf-8")
+    with pytest.raises(SystemExit, match="line 1: not JSON .a key stands twice"):
+        data.read_prompts(path)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.yaml", "a.html"])
+def test_tables_are_not_read_as_prompts(name, tmp_path):
+    (tmp_path / name).write_text("prompt,label\nWhy?,1\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="this form is not read; give JSON lines"):
+        data.read_prompts(tmp_path / name)
+
+
+def test_json_lines_have_many_names(tmp_path):
+    for name in ("a.jl", "a.jsonlines", "a.NDJSON"):
+        assert data.read_prompts(lines(tmp_path / name, {"prompt": "p"})) == ["p"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_bytes_of_nothing_are_no_text(packed, tmp_path):
+    """UTF-16 without its mark, a tar: letters with zeros between them."""
+    raw = "hello there, a tar".encode("utf-16-le")
+    path = tmp_path / "a.txt"
+    path.write_bytes(gzip.compress(raw) if packed else raw)
+    for read in (data.read_prompts, lambda p: list(data.stream_text(p))):
+        with pytest.raises(SystemExit, match="a.txt is no text"):
+            read(path)
+
+
+def test_a_list_of_principles_has_marks(tmp_path):
+    path = tmp_path / "rules.md"
+    path.write_text("# Rules\n\n- Never steal.\n2. Never lie.\n* Be kind.\n", encoding="utf-8")
+    found = [entry["principle"] for entry in data.read_constitution_file(path)]
+    assert found == ["Never steal.", "Never lie.", "Be kind."]
+    for entry in ({"critic": "c", "revision": ""}, {"critic": " ", "revision": "r"}):
+        (tmp_path / "c.json").write_text(json.dumps([entry]), encoding="utf-8")
+        with pytest.raises(SystemExit, match="entry 1: cannot read"):
+            data.read_constitution_file(tmp_path / "c.json")
+    (tmp_path / "c.json").write_text("", encoding="utf-8")
+    with pytest.raises(SystemExit, match="c.json, line 1: not JSON"):
+        data.read_constitution_file(tmp_path / "c.json")
+
+
+def test_an_interrupted_tokenization_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("one two three", encoding="utf-8")
+
+    def stopped(path):
+        yield "one", False, 3
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "stream_text", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        data.tokenize_file(tmp_path / "a.txt", BYTES, tmp_path)
+    assert not list(tmp_path.glob("*.bin*"))
+
+
+def test_a_talk_and_its_continuation_are_on_one_side(tmp_path, monkeypatch):
+    """Held-out answers that stand in a longer talk among what is learnt."""
+    model = m.GPT(m.GPTConfig(BYTES.n_vocab, 64, 1, 2, 16), BYTES)
+    talks = [{"messages": messages(f"q{i}", f"a{i}")} for i in range(30)]
+    talks += [{"messages": messages(f"q{i}", f"a{i}", "and?", f"b{i}")} for i in range(30)]
+    args = argparse.Namespace(data=str(lines(tmp_path / "a.jsonl", *talks)), seed=0)
+    held = []
+    monkeypatch.setattr(sft, "heldout_loss", lambda model, pairs: held.extend(pairs) or 0.0)
+    learn, *_ = sft.from_files(args, model)
+    first = lambda pairs: {question[0][1] for question, _ in pairs}
+    assert held and learn and not first(held) & first(learn)

@@ -155,7 +155,16 @@ def test_weights_in_several_files_are_read(tiny, tmp_path):
     shards = sorted(tmp_path.glob("model-*-of-*.safetensors"))
     assert len(shards) > 1
     assert_same_model(tiny[0], m.load_gpt(tmp_path))
-    assert_same_model(tiny[0], m.load_gpt(shards[0]))      # named by one of them: all of them
+    with pytest.raises(SystemExit, match="do not fit|a shard is missing"):
+        m.load_gpt(shards[0])
+    # a whole file is preferred, as transformers does: the shards may be older
+    whole = tmp_path / "whole"
+    shutil.copytree(tmp_path, whole, ignore=lambda *_: ["whole"])
+    tiny[0].transformer.ln_f.bias.data += 1
+    tiny[0].save_pretrained(whole / "new")
+    (whole / "new" / "model.safetensors").rename(whole / "model.safetensors")
+    assert_same_model(tiny[0], m.load_gpt(whole))
+    tiny[0].transformer.ln_f.bias.data -= 1
     for shard in shards:
         moved = shard.rename(tmp_path / "elsewhere")
         with pytest.raises(SystemExit, match="do not fit|a shard is missing"):

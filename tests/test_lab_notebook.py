@@ -8,7 +8,7 @@ import pytest
 import notebook
 
 DOCS = Path(__file__).parent.parent / "docs"
-SIZES = """SIZES = {"pretrain": "--steps 3 --layers 1 --channels 16 --heads 2 --vocab-size 400",
+SIZES = """SIZES = {"pretrain": "--steps 30 --layers 1 --channels 16 --heads 2",
          "sft": "--demonstrations 40 --epochs 1", "reward": "--prompts 24 --answers 2",
          "ppo": "--iterations 2 --batch-size 4 --minibatch 4 --eval-prompts 7",
          "rlaif": "--red-team 7 --rounds 2 --helpful 6 --label-prompts 4 --iterations 2 "

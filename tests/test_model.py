@@ -376,7 +376,11 @@ def test_save_and_load_give_the_model_back(tmp_path):
     gpt.without, gpt.published = ["critique"], True
     m.save(progress)
     m.save_model(tmp_path / "gpt.pt", gpt, epochs=2)
-    assert not progress.exists() and m.load(tmp_path / "gpt.pt")["epochs"] == 2
+    assert progress.exists() and m.load(tmp_path / "gpt.pt")["epochs"] == 2
+    data.write_results(tmp_path, "gpt", [{"step": 1}])     # the log, while the run goes on
+    assert progress.exists()
+    data.write_results(tmp_path, "gpt", [{"step": 1}], {"figure": 1.0})        # the end of it
+    assert not progress.exists()
     loaded, twin = m.load_gpt(tmp_path / "gpt.pt"), m.copy_of(gpt)
     for other in (loaded, twin):
         assert not other.training and other.world_seed == 3
@@ -413,8 +417,41 @@ def test_resuming_with_an_edited_file_is_refused(tmp_path):
     assert m.resume((tmp_path / "p.pt", args), model=gpt) == (3, [])
     for edited in ("one\nthree\n", "one\ntoo\n", "two\none\n"):     # the last two are as long
         text.write_text(edited, encoding="utf-8")
-        with pytest.raises(SystemExit, match=r"checksum of .*text.jsonl was \d+, now \d+"):
+        with pytest.raises(SystemExit, match=r"content of --data was \d+, now \d+"):
             m.resume((tmp_path / "p.pt", args), model=gpt)
+
+
+def test_resuming_with_other_models_of_earlier_stages_is_refused(tmp_path):
+    """PPO half against one SFT model and half against another, which a flag never named."""
+    for name in ("pretrain", "sft", "reward", "ppo"):
+        (tmp_path / f"{name}.pt").write_text(name, encoding="utf-8")
+    args, what = argparse.Namespace(out=str(tmp_path), resume=False, fresh=False), {}
+    for file in ("pretrain.resume.pt", "sft.resume.pt", "ppo.resume.pt", "rlaif.progress"):
+        found = m.settings_of(tmp_path / file, args)
+        what[file.split(".")[0]] = [x[11:-3] for x in found if x.startswith("content of ")]
+    assert what == {"pretrain": [], "sft": ["pretrain"], "ppo": ["pretrain", "sft", "reward"],
+                    "rlaif": ["pretrain", "sft", "reward", "ppo"]}
+    gpt = tiny_gpt()
+    m.save_progress((tmp_path / "ppo.resume.pt", args), 3, [], model=gpt)
+    args.resume = True
+    (tmp_path / "ppo.pt").write_text("its own, of an older run", encoding="utf-8")
+    assert m.resume((tmp_path / "ppo.resume.pt", args), model=gpt) == (3, [])
+    (tmp_path / "sft.pt").write_text("another", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"--resume: content of sft.pt was \d+, now \d+"):
+        m.resume((tmp_path / "ppo.resume.pt", args), model=gpt)
+    m.save(tmp_path / "ppo.resume.pt", other=1)            # no progress of a run at all
+    with pytest.raises(SystemExit, match="--resume: .* was None"):
+        m.resume((tmp_path / "ppo.resume.pt", args), model=gpt)
+
+
+def test_an_empty_argument_is_refused(monkeypatch):
+    """--data "$FILE", and FILE is not set: trained on the village instead."""
+    monkeypatch.setattr("sys.argv", ["sft.py", "--data", ""])
+    with pytest.raises(SystemExit, match="an empty argument"):
+        m.pick_device("cpu")
+    with pytest.raises(SystemExit, match="--device meta cannot be used"):
+        monkeypatch.setattr("sys.argv", ["sft.py"])
+        m.pick_device("meta")
 
 
 def test_a_gradient_that_is_no_number_stops_the_run():

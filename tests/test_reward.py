@@ -412,7 +412,7 @@ def test_a_reward_model_comes_back_from_its_file(tmp_path):
     conversation = [("Who?", "Ann.")]
     assert torch.equal(reward.score_texts(back, conversation), reward.score_texts(rm, conversation))
     other = m.GPT(rm.gpt.config, data.make_tokenizer("bpe", ["Ann lives in Oslo. "] * 50, 280))
-    with pytest.raises(SystemExit, match="its tokenizer differs"):
+    with pytest.raises(SystemExit, match="its tokenizer or context differs"):
         reward.load_reward(tmp_path / "reward.pt", other)
     m.save_model(tmp_path / "sft.pt", rm.gpt)
     with pytest.raises(SystemExit, match="holds no reward model: run `python reward.py` first"):

@@ -241,6 +241,32 @@ def test_a_loss_that_is_no_number_stops_a_stage(stage, out, tmp_path, monkeypatc
     assert (tmp_path / f"{stage}.pt").read_bytes() == before
 
 
+EVALUATIONS = {"pretrain": (pretrain, "evaluate_world"), "sft": (sft, "evaluate_world"),
+               "reward": (reward, "evaluate"), "ppo": (ppo, "evaluate")}
+
+
+@pytest.mark.parametrize("stage", EVALUATIONS)
+def test_figures_survive_a_ctrl_c_in_the_evaluation(stage, out, tmp_path, monkeypatch):
+    """A night's model without its log and its figures, and nothing to go on from."""
+    owner, name = EVALUATIONS[stage]
+    smaller_evaluations(monkeypatch)
+    for path in out.glob("*.pt"):
+        if path.stem in list(MODULES)[:list(MODULES).index(stage)]:
+            shutil.copy(path, tmp_path)
+
+    def interrupted(*args, **more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, name, interrupted)
+        run(stage, tmp_path)
+    assert (tmp_path / f"{stage}.pt").exists() and not (tmp_path / f"{stage}.json").exists()
+    run(stage, tmp_path, "--resume")
+    assert figures_of(tmp_path / f"{stage}.json") == figures_of(out / f"{stage}.json")
+    assert (tmp_path / f"{stage}.csv").read_text() == (out / f"{stage}.csv").read_text()
+    assert not (tmp_path / f"{stage}.resume.pt").exists()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 def test_ctrl_c_is_answered_by_a_sentence(tmp_path):
     """Thirty lines of traceback, among which nobody finds what was saved; and a mistake of ours has

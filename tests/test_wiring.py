@@ -142,7 +142,8 @@ def test_sft_goes_from_the_base_model_to_people_it_was_not_told_of(folder, tmp_p
     """Demonstrations about people of the test; another start; documents that are not replayed, or
     those of another world."""
     names = {name: words_of(m.load_gpt(folder / f"{name}.pt")) for name in ("pretrain", "ppo")}
-    trained, judged, sampled, steps, replayed = [], [], [], [], []
+    trained, judged, sampled, steps, replayed, orders = [], [], [], [], [], []
+    spy(monkeypatch, data, "length_batches", lambda lengths, size, *key: orders.append(key))
     spy(monkeypatch, sft, "train", lambda model, conversations, args, **more: trained.append(
         (name_of(model, names), conversations)))
     spy(monkeypatch, sft, "judge_answers", lambda model, world, asked, meant, temperature:
@@ -151,7 +152,7 @@ def test_sft_goes_from_the_base_model_to_people_it_was_not_told_of(folder, tmp_p
         sampled.append(temperature))
     spy(monkeypatch, pretrain, "backward", lambda model, batch, *_: replayed.append(len(batch[0])))
     rates(monkeypatch, steps)
-    flags = f"--demonstrations 40 --epochs 1 --batch-size 10 --lr 0.001 --out {tmp_path}"
+    flags = f"--demonstrations 20 --epochs 2 --batch-size 10 --lr 0.001 --out {tmp_path}"
     sft.main([*flags.split(), "--device", "cpu", "--init", str(folder / "pretrain.pt")])
     (start, conversations), = trained
     shown = [turns if isinstance(turns, str) else turns[0][1] for turns, _ in conversations]
@@ -167,6 +168,7 @@ def test_sft_goes_from_the_base_model_to_people_it_was_not_told_of(folder, tmp_p
     assert [rate for (rate,), _ in steps] == pytest.approx(
         [1e-3 * (i + 1) / 20 * (1 - i / 4) for i in range(4)])
     assert [clips for _, clips in steps] == [[1.0]] * 4
+    assert orders == [(0, 0), (0, 1)]                      # seed, epoch: each in another order
 
 
 # --- 3. The reward model --------------------------------------------------------------------------
@@ -227,7 +229,7 @@ def test_ppo_moves_the_sft_model_by_the_reward_model(folder, tmp_path, monkeypat
                         or loaded[-1])
     monkeypatch.setattr(ppo, "replayer", lambda policy, args: read.append)
     spy(monkeypatch, ppo, "rollout", lambda policy, reference, questions, *_: rolled.append(
-        (name_of(reference, names), kinds(questions))))
+        (name_of(reference, names), kinds(questions), questions)))
     spy(monkeypatch, ppo, "train", lambda policy, value, *_: started.append(
         (name_of(policy, names), name_of(value, names))))
     spy(monkeypatch, ppo, "evaluate", lambda policy, before, world, n, seed, taste: judged.append(
@@ -242,9 +244,9 @@ def test_ppo_moves_the_sft_model_by_the_reward_model(folder, tmp_path, monkeypat
     assert started == [("sft", "reward")] and judged == [("sft", "polite")]
     assert torch.equal(words_of(loaded[0]), names["reward"])       # no update reached it
     assert read == [0, 1, 2, 3]                            # other documents at each step
-    for reference, questions in rolled:
-        assert reference == "sft" and set(questions) <= {"benign g1 train", "fact demo",
-                                                         "fact train"}
+    for reference, asked, _ in rolled:
+        assert reference == "sft" and set(asked) <= {"benign g1 train", "fact demo", "fact train"}
+    assert len({tuple(questions) for *_, questions in rolled}) == 4        # others each time
     assert [rate for rate, _ in steps] == [pytest.approx([1.5e-4 * k, 5e-4 * k])
                                            for k in (1, 0.75, 0.5, 0.25)]
     assert [clips for _, clips in steps] == [[1.0, 1.0]] * 4               # policy, value
