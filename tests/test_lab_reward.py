@@ -1,5 +1,6 @@
 """The experiments on the reward model: the best of n answers, and the reader as annotator."""
 import csv
+import gzip
 import json
 import math
 
@@ -121,19 +122,30 @@ def keys(monkeypatch, *pressed):
     return asked
 
 
+class Anything:
+    """A world in which every question can be asked."""
+    parse_question = staticmethod(str)
+
+
+def labels_in(path):
+    return annotate.labels_in(path, Anything)
+
+
 def test_the_reader_can_stop_and_go_on(tmp_path, monkeypatch):
     """Labels lost at Ctrl-C, or asked for a second time: nobody labels twice."""
     answered = [(f"Q{i}?", [f"a{i}", f"b{i}", f"c{i}"]) for i in range(6)]
     path = tmp_path / "me" / "my.jsonl"
     asked = keys(monkeypatch, "1", "2", "", "q")
-    annotate.ask_the_reader(answered, path, 0)
-    labels = annotate.labels_in(path)
+    annotate.ask_the_reader(answered, path, 0, labels_in(path))
+    labels = labels_in(path)
     assert [question for question, *_ in labels] == ["Q0?", "Q1?"] and len(asked) == 4
     # the key names the answer that was shown
     assert f"1  {labels[0][1]}" in asked[0] and f"2  {labels[1][1]}" in asked[1]
     again = keys(monkeypatch, "2", "1")
-    annotate.ask_the_reader(answered[:4], path, 0)         # goes on with what has no label
-    assert [question for question, *_ in annotate.labels_in(path)] == ["Q0?", "Q1?", "Q2?", "Q3?"]
+    known = labels_in(path)
+    annotate.ask_the_reader(answered[:4], path, 0, known)  # goes on with what has no label
+    assert [question for question, *_ in known] == ["Q0?", "Q1?", "Q2?", "Q3?"]
+    assert labels_in(path) == known
     assert again[0] == asked[2]                            # ... and with the same two answers
 
 
@@ -148,8 +160,62 @@ def test_an_interrupt_keeps_what_was_chosen(tmp_path, monkeypatch):
         return "1"
 
     monkeypatch.setattr("builtins.input", answer)
-    annotate.ask_the_reader([(f"Q{i}?", ["a", "b"]) for i in range(6)], path, 0)
-    assert written == [0, 1, 2] and len(annotate.labels_in(path)) == 2
+    annotate.ask_the_reader([(f"Q{i}?", ["a", "b"]) for i in range(6)], path, 0, labels_in(path))
+    assert written == [0, 1, 2] and len(labels_in(path)) == 2
+
+
+def label_line(question):
+    return json.dumps({"prompt": question, "chosen": "a", "rejected": "b"})
+
+
+def test_a_label_file_without_its_last_newline(tmp_path, monkeypatch):
+    """A label glued to the last line of a file that an editor wrote: both are lost."""
+    path = tmp_path / "my.jsonl"
+    path.write_text(label_line("Q0?"), encoding="utf-8")
+    keys(monkeypatch, "1")
+    annotate.ask_the_reader([("Q1?", ["a", "b"])], path, 0, labels_in(path))
+    assert [question for question, *_ in labels_in(path)] == ["Q0?", "Q1?"]
+
+
+def packed(text):
+    return gzip.compress(text.encode())
+
+
+ANN = "Where does Ann live?"
+
+
+@pytest.mark.parametrize("name, content, says", [
+    ("my.jsonl.gz", None, "no line can be added to gzip"),
+    ("my.jsonl.gz", packed(label_line(ANN)), "no line can be added to gzip"),
+    ("my.jsonl", packed(label_line(ANN)), "no line can be added to gzip"),
+    ("my.jsonl", packed(label_line(ANN))[:-9], "not a whole gzip file"),
+    ("my.jsonl", f" [{label_line(ANN)}]".encode(), "a JSON list: make it JSON lines"),
+    ("my.jsonl", label_line(ANN)[:-9].encode(), "my.jsonl, line 1: not JSON"),
+    ("my.jsonl", b"{}\n", "my.jsonl, line 1: cannot read"),
+    ("my.jsonl", b"\xff\xfe\n", "UTF-16"), ("", None, "a folder"),
+    ("my.jsonl", f"{label_line(ANN)}\n{label_line('Why?')}\n".encode(),
+     r"my.jsonl, label 2: 'Why\?' is not of this world: remove it")])
+def test_a_label_file_is_checked_before_the_work(name, content, says, out, tmp_path, monkeypatch):
+    """Minutes of sampling, and of labelling, before it is said that a file cannot be read."""
+    monkeypatch.setattr(annotate.reward, "sample_answers", None)
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit, match=says):
+        annotate.main(["--file", str(path), "--out", str(out), "--device", "cpu"])
+    assert content is None or path.read_bytes() == content
+    assert content or not path.is_file()
+
+
+@pytest.mark.parametrize("flag", ["--hot nan", "--hot -1", "--hot inf", "--seed -1", "--answers 1"])
+def test_a_flag_out_of_bounds(flag, capsys):
+    """A temperature that is no number, found out when the sampling fails, or never."""
+    scripts = [annotate, samples] if "seed" in flag else [annotate]
+    for script in scripts:
+        with pytest.raises(SystemExit):
+            script.main(flag.split())
+        name, value = flag.split()
+        assert f"argument {name}: {value} is not from" in capsys.readouterr().err
 
 
 def test_it_is_said_whose_taste_the_reader_has():
@@ -171,7 +237,7 @@ def test_the_readers_labels_train_a_reward_model(out, tmp_path, monkeypatch, cap
     path = tmp_path / "my.jsonl"
     annotate.main(["--prompts", "24", "--answers", "2", "--file", str(path), "--out", str(out),
                    "--device", "cpu"])
-    labels = annotate.labels_in(path)
+    labels = annotate.labels_in(path, data.World(0))
     assert len(labels) >= 20
     assert f"reward.py --data {path} --batch-size 1" in capsys.readouterr().out
     reward.main(["--data", str(path), "--batch-size", "1", "--init", str(out / "sft.pt"),
