@@ -21,7 +21,7 @@ from tqdm import tqdm
 import data
 import ppo
 import reward
-from model import MAX_NEW, generate, load_gpt, pick_device, positive
+from model import MAX_NEW, generate, load_gpt, natural, pick_device, positive, writable
 
 def samples_of(policy, reward_model, world, question, n, seed):
     """n answers to a question at temperature 1 -> a record of OUT/samples.jsonl."""
@@ -45,8 +45,8 @@ def main(argv=None):
     p.add_argument("--prompts", type=positive, default=400, help="held-out questions")
     p.add_argument("--samples", type=positive, default=256, help="answers to each")
     p.add_argument("--init", help="the model that answers; default: OUT/sft.pt")
-    p.add_argument("--out", default="out", help="folder of reward.pt, and of what is written")
-    p.add_argument("--seed", type=int, default=0, help="seed of the answers")
+    p.add_argument("--out", type=writable, default="out", help="of reward.pt, and of the samples")
+    p.add_argument("--seed", type=natural, default=0, help="seed of the answers")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     args = p.parse_args(argv)
     out = Path(args.out)
