@@ -144,3 +144,23 @@ def test_rounds_are_drawn_from_the_files_of_stage_5(folder, tmp_path, monkeypatc
     assert columns[2][0][1] == columns[3][0][1] == "Q0?"
     with pytest.raises(SystemExit, match="2 traces and 2 labels"):
         draw_rounds.main([*flags, "--request", "2"])
+
+
+@pytest.mark.parametrize("name", ["rlaif_traces.jsonl", "rlaif_labels.jsonl"])
+@pytest.mark.parametrize("line, says", [("{}", "line 1"), ("null", "line 1"), ("[]", "no record")])
+def test_files_of_another_form(name, line, says, folder, tmp_path):
+    """A traceback where a file is damaged, or of another script."""
+    for other in ("rlaif_traces.jsonl", "rlaif_labels.jsonl"):
+        (tmp_path / other).write_bytes((folder / other).read_bytes())
+    (tmp_path / name).write_text(line, encoding="utf-8")
+    with pytest.raises(SystemExit, match=rf"{name}.*{says}.* again"):
+        draw_rounds.main(["--out", str(tmp_path), "--to", str(tmp_path)])
+
+
+@pytest.mark.parametrize("script", [draw_answers, draw_pipeline, draw_rounds, draw_text])
+def test_a_folder_that_is_a_file(script, tmp_path, capsys):
+    """A traceback after all the work."""
+    (tmp_path / "afile").touch()
+    with pytest.raises(SystemExit):
+        script.main(["--to", str(tmp_path / "afile")])
+    assert "argument --to: cannot write to" in capsys.readouterr().err

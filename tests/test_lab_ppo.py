@@ -79,6 +79,25 @@ def test_the_frontier_starts_at_the_reference_and_only_rises(out, monkeypatch):
     assert figures["score_reference"] <= figures["score_frontier"] <= scores[-1]
 
 
+EMPTY = '[{"question": "Why?", "texts": [], "scores": [], "gold": []}]'
+
+
+@pytest.mark.parametrize("text", ["{}", "null", "[]", EMPTY])
+def test_samples_of_another_form(text, out):
+    """A traceback where samples.jsonl is damaged, or of another script."""
+    (out / "samples.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"samples.jsonl: .*run `python docs/lab/samples.py` aga"):
+        frontier.main(["--out", str(out), "--device", "cpu"])
+
+
+@pytest.mark.parametrize("script, flags", [(frontier, []), (fingerprint, ["sft.pt"])])
+def test_a_seed_is_natural(script, flags, capsys):
+    """A traceback of numpy's in the middle: it knows no seed below 0."""
+    with pytest.raises(SystemExit):
+        script.main([*flags, "--seed", "-1"])
+    assert "argument --seed: -1 is not from 0" in capsys.readouterr().err
+
+
 def test_one_answer_is_shown_and_nothing_is_written(out, capsys):
     """A script that overwrites the checkpoints which it was to explain."""
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}

@@ -18,7 +18,7 @@ import torch
 import data
 import ppo
 import reward
-from model import MAX_NEW, answer, load_gpt, natural, number
+from model import MAX_NEW, answer, load_gpt, natural, number, writable
 
 GREEN, ORANGE, GREY, BLUE = "#3f9b5f", "#d9822b", "#b0b0b0", "#3b6fb6"
 
@@ -70,7 +70,7 @@ def draw_ppo(plt, policy, reference, judge, question, beta, seed):
 def main(argv=None):
     p = argparse.ArgumentParser(description="Draw how answers are judged.")
     p.add_argument("--out", default="out", help="folder of sft.pt, reward.pt and ppo.pt")
-    p.add_argument("--to", default="docs", help="folder of the pictures")
+    p.add_argument("--to", type=writable, default="docs", help="folder of the pictures")
     p.add_argument("--question", default="How do I hug Tom?", help="what is asked")
     p.add_argument("--answers", nargs=2, help="two answers; default: the first two that differ")
     p.add_argument("--beta", type=number(0, 99), default=0.1, help="as for ppo.py")

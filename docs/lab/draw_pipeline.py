@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
 import reward
-from model import answer, load_gpt
+from model import answer, load_gpt, writable
 
 STAGES = {"pretrain": ("1. pretrain.py", "reads documents:\nan autocomplete", "#e8e8e8"),
           "sft": ("2. sft.py", "reads conversations:\nan assistant", "#dbe7f5"),
@@ -58,7 +58,7 @@ def draw(plt, question, said):
 def main(argv=None):
     p = argparse.ArgumentParser(description="Draw the pipeline with its models' answers.")
     p.add_argument("--out", default="out", help="folder of the five stages' models")
-    p.add_argument("--to", default="docs", help="folder of the picture")
+    p.add_argument("--to", type=writable, default="docs", help="folder of the picture")
     p.add_argument("--question", help="default: the first held-out harmful request")
     args = p.parse_args(argv)
     try:

@@ -5,8 +5,7 @@
 
 docs/how-5-constitutional-ai.png: on the left a harmful request through the rounds of critique and
 revision (the paper's section 3), on the right two answers that the AI compared by a principle, in
-both orders, and the label that it gave (section 4). All words are the model's own.
-"""
+both orders, and the label that it gave (section 4). All words are the model's own."""
 import argparse
 import sys
 import textwrap
@@ -14,11 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import data
-from model import natural
+from model import natural, writable
 
 COLOURS = {"request": "#e8e8e8", "answer": "#dbe7f5", "principle": "#fbe9c6",
            "critique": "#f6d9d3", "revision": "#d7ecd9", "label": "#e3dcf2"}
-
 
 def column(axis, title, boxes, width=58):
     """Boxes of (kind, words) below one another, an arrow from each to the next."""
@@ -37,7 +35,6 @@ def column(axis, title, boxes, width=58):
             axis.annotate("", (0.06, y - 0.1 / lines), (0.06, y + 0.75 / lines),
                           xycoords="axes fraction", arrowprops=dict(arrowstyle="->"))
 
-
 def boxes_of_trace(trace):
     """A line of rlaif_traces.jsonl -> the boxes of one request, round by round."""
     boxes = [("request", trace["question"]), ("answer", trace["answers"][0])]
@@ -47,7 +44,6 @@ def boxes_of_trace(trace):
             boxes.append(("revision", step["revision"]))
     return boxes
 
-
 def boxes_of_label(record):
     """A line of rlaif_labels.jsonl -> the boxes of one comparison."""
     orders = (f"{record['label']:.2f} that the first is better: {record['a_first']:.2f} when it "
@@ -55,16 +51,23 @@ def boxes_of_label(record):
     return [("request", record["prompt"]), ("answer", record["a"]), ("answer", record["b"]),
             ("principle", record["principle"]), ("label", orders)]
 
-
-def read(path):
-    """The records of one of rlaif.py's files."""
-    return [record for _, record, _ in data.read_records(path)]
-
+def read(path, boxes_of):
+    """The records of one of rlaif.py's files; stops at one of which no boxes can be made."""
+    records = []
+    for place, record, _ in data.read_records(path):
+        try:
+            boxes_of(record)
+        except (IndexError, KeyError, TypeError, ValueError):      # as other forms have it
+            data.unreadable(path, place, record, ["as rlaif.py writes it: run that again"])
+        records.append(record)
+    if not records:
+        raise SystemExit(f"{path} holds no record: run `python rlaif.py` again")
+    return records
 
 def main(argv=None):
     p = argparse.ArgumentParser(description="Draw a request's way through stage 5.")
     p.add_argument("--out", default="out", help="folder of rlaif_traces.jsonl, rlaif_labels.jsonl")
-    p.add_argument("--to", default="docs", help="folder of the picture")
+    p.add_argument("--to", type=writable, default="docs", help="folder of the picture")
     p.add_argument("--request", type=natural, help="number of the trace; default: the first that "
                    "meets a principle which is silent, and one which is not")
     p.add_argument("--comparison", type=natural, help="number of the label; default: the first of "
@@ -74,8 +77,8 @@ def main(argv=None):
         import matplotlib.pyplot as plt
     except ImportError:
         raise SystemExit("the picture needs matplotlib: pip install matplotlib") from None
-    traces = read(Path(args.out, "rlaif_traces.jsonl"))
-    labels = read(Path(args.out, "rlaif_labels.jsonl"))
+    traces = read(Path(args.out, "rlaif_traces.jsonl"), boxes_of_trace)
+    labels = read(Path(args.out, "rlaif_labels.jsonl"), boxes_of_label)
     asked = args.request
     if asked is None:                                      # silent first, a fault later: both kinds
         mixed = [t for t in traces if not t["steps"][0]["revision"] and t["steps"][-1]["revision"]]
@@ -92,7 +95,6 @@ def main(argv=None):
     column(axes[1], "compare", boxes_of_label(labels[chosen]))
     figure.savefig(Path(args.to, "how-5-constitutional-ai.png"), dpi=110, bbox_inches="tight")
     print(f"wrote {Path(args.to, 'how-5-constitutional-ai')}.png")
-
 
 if __name__ == "__main__":
     main()

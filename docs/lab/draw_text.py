@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import data
-from model import load_gpt, natural
+from model import load_gpt, natural, writable
 
 GREEN, ORANGE, GREY, BLUE = "#3f9b5f", "#d9822b", "#b0b0b0", "#3b6fb6"
 
@@ -73,7 +73,7 @@ def draw_sft(plt, models, question, reply):
 def main(argv=None):
     p = argparse.ArgumentParser(description="Draw how stages 1 and 2 look at a text.")
     p.add_argument("--out", default="out", help="folder of pretrain.pt and sft.pt")
-    p.add_argument("--to", default="docs", help="folder of the pictures")
+    p.add_argument("--to", type=writable, default="docs", help="folder of the pictures")
     p.add_argument("--document", help="a text of yours; default: a held-out document")
     p.add_argument("--number", type=natural, default=3, help="which of the held-out documents")
     p.add_argument("--question", default="Where does Ann live?", help="the user's part")

@@ -19,7 +19,7 @@ import numpy as np
 
 import data
 import rlaif
-from model import answer, load_gpt, pick_device, positive
+from model import answer, load_gpt, natural, pick_device, positive, writable
 
 def scores_of(model, cell, n, seed):
     """Harm plus over-refusal by verb -> {verb: number from 0 to 2}."""
@@ -42,8 +42,8 @@ def main(argv=None):
     p = argparse.ArgumentParser(description="RL-CAI minus SL-CAI, paired over verbs.")
     p.add_argument("folders", nargs="+", help="each with slcai.pt and rlaif.pt of a world")
     p.add_argument("--eval-prompts", type=positive, default=500, help="requests for each cell")
-    p.add_argument("--seed", type=int, default=0, help="that of rlaif.py's runs: the same answers")
-    p.add_argument("--out", default="out", help="for earned.json")
+    p.add_argument("--seed", type=natural, default=0, help="that of rlaif.py's runs")
+    p.add_argument("--out", type=writable, default="out", help="for earned.json")
     args, device, figures, pairs = p.parse_args(argv), pick_device(), {}, {}
     for folder in map(Path, args.folders):
         pairs[folder] = [load_gpt(folder / f"{name}.pt", "rlaif.py", device)

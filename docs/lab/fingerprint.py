@@ -24,7 +24,7 @@ import numpy as np
 
 import data
 import reward
-from model import answer, load_gpt, pick_device, positive
+from model import answer, load_gpt, natural, pick_device, positive
 
 def fingerprint(world, questions, answers, taste):
     """Answers to questions -> the mean of each trait; how-to questions and facts take turns."""
@@ -43,7 +43,7 @@ def main(argv=None):
     p.add_argument("checkpoints", nargs="+", help="models of one world, such as out/sft.pt")
     p.add_argument("--taste", choices=data.TASTES, default="polite", help="whose gold utility")
     p.add_argument("--prompts", type=positive, default=1000, help="held-out questions")
-    p.add_argument("--seed", type=int, default=0, help="seed of the answers")
+    p.add_argument("--seed", type=natural, default=0, help="seed of the answers")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     p.add_argument("--record", action="store_true", help="write docs/results/fingerprint.json")
     args = p.parse_args(argv)

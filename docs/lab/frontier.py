@@ -8,8 +8,7 @@ exp(score(y) / beta). With N samples of the reference to each prompt it can be c
 distance of PPO to that curve, in score, is what its optimisation left undone.
 
 Found (first edition, seeds 0, 1, 2): PPO misses 0.098, 0.082, 0.078 of what the frontier gains over
-the reference. Win rates over SFT, seed 0: greedy SFT 0.479, best of 16 0.849, PPO 0.820.
-"""
+the reference. Win rates over SFT, seed 0: greedy SFT 0.479, best of 16 0.849, PPO 0.820."""
 import argparse
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 import data
 import ppo
 import reward as reward_stage
-from model import MAX_NEW, answer, load_gpt, pick_device
+from model import MAX_NEW, answer, load_gpt, natural, pick_device, writable
 
 BEST_OF, BASE_MAX_NEW = 16, 24    # a base model does not stop by itself: a sentence is enough
 RELIABLE = 10                     # so many samples must still count
@@ -48,8 +47,8 @@ def frontier(scores, gold):                                # (Q, N) x 2 -> rows
 
 def main(argv=None):
     p = argparse.ArgumentParser(description="PPO against the exact frontier; who beats whom.")
-    p.add_argument("--out", default="out", help="folder of the four models, and of the figures")
-    p.add_argument("--seed", type=int, default=0, help="seed of the other models' answers")
+    p.add_argument("--out", type=writable, default="out", help="of the models and of the figures")
+    p.add_argument("--seed", type=natural, default=0, help="seed of the other models' answers")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     p.add_argument("--record", action="store_true", help="write docs/results/frontier.json")
     args = p.parse_args(argv)
@@ -62,14 +61,19 @@ def main(argv=None):
     reward_model = reward_stage.load_reward(out / "reward.pt", reference)
     world, taste = data.world_of(reference), reward_model.taste or "polite"
     records = [record for _, record, _ in data.read_records(samples)]
-    questions, texts = [r["question"] for r in records], [r["texts"] for r in records]
-    scores, gold = np.array([r["scores"] for r in records]), np.array([r["gold"] for r in records])
-    rows, reached, score_answers = frontier(scores, gold), [], ppo.score_by_model(reward_model)
+    try:                                                   # a list of dicts, all with the same N
+        questions, texts = [r["question"] for r in records], [r["texts"] for r in records]
+        scores, gold = map(np.array, ([r["scores"] for r in records], [r["gold"] for r in records]))
+        if not scores.size:
+            raise ValueError("no samples")
+        rows = frontier(scores, gold)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise SystemExit(f"{samples}: {error!r}; run `python docs/lab/samples.py` again") from None
+    reached, score_answers = [], ppo.score_by_model(reward_model)
     for i in range(8):                                     # answers of PPO's to each question
         batch = ppo.rollout(policy, reference, questions, MAX_NEW, 64, (seed, 45, i))
         reached.append((batch["kl"].mean(), score_answers(questions, batch["replies"]).mean()))
-    kl, score = np.array(reached, dtype=float).mean(0)
-    start = scores.mean()
+    (kl, score), start = np.array(reached, dtype=float).mean(0), scores.mean()
     reliable = [r for r in rows if r["effective_samples"] >= RELIABLE] or rows[:1]
     best = np.interp(kl, [r["kl_nats"] for r in reliable], [r["score"] for r in reliable])
     figures = {"kl": kl, "score": score, "score_reference": start, "score_frontier": best,
@@ -78,7 +82,6 @@ def main(argv=None):
         print("PPO's KL is more than so few samples can tell: compared with the last that they can")
     for row in rows[::8] + [figures]:
         print("".join(f"{name} {x:.3f}   " for name, x in row.items()))
-
     ladder = {"base": answer(base, questions, BASE_MAX_NEW, seed=(seed, 46), bare=True),
               "sft": [t[-1] for t in texts],
               "sft_greedy": answer(reference, questions, temperature=0),

@@ -31,7 +31,7 @@ import ppo
 import pretrain
 import rlaif
 import sft
-from model import load_gpt, pick_device, positive
+from model import load_gpt, pick_device, positive, writable
 
 ROW = "{:14}" + "{:>10}" * 8
 
@@ -56,7 +56,7 @@ def measure(model, world, n, answers):
 def main(argv=None):
     p = argparse.ArgumentParser(description="What fine-tuning forgets, without and with replay.")
     p.add_argument("--inputs", default="out", help="pretrain.pt, sft.pt, reward.pt and ppo.pt")
-    p.add_argument("--out", default="out/tax", help="the two models without replay, and tax.json")
+    p.add_argument("--out", type=writable, default="out/tax", help="two models, and tax.json")
     p.add_argument("--eval-prompts", type=positive, default=400, help="requests for each cell")
     p.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     args = p.parse_args(argv)
