@@ -101,6 +101,28 @@ def test_best_of_n_from_its_files(out, monkeypatch, capsys):
     assert "KL without ties" in capsys.readouterr().out
 
 
+SAMPLE = {"question": "Why?", "texts": ["a", "b"], "scores": [0.0, 1.0], "gold": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize("record", [
+    {}, None, 3, "texts", SAMPLE | {"texts": []}, SAMPLE | {"gold": [1.0]},
+    SAMPLE | {"scores": [0.0, None]}, SAMPLE | {"scores": [0.0, math.nan]},
+    SAMPLE | {"texts": [], "scores": [], "gold": []}], ids=str)
+def test_samples_of_another_form(record, tmp_path):
+    """A traceback, or an empty table and no complaint, where samples.jsonl is damaged."""
+    data.write_lines(tmp_path / "samples.jsonl", [SAMPLE, record])
+    with pytest.raises(SystemExit, match=r"samples.jsonl, line 2: .*run docs/lab/samples.py again"):
+        best_of_n.main(["--out", str(tmp_path)])
+    assert not (tmp_path / "best_of.csv").exists()
+
+
+def test_no_samples(tmp_path):
+    """The minimum of nothing."""
+    (tmp_path / "samples.jsonl").write_text("[]", encoding="utf-8")
+    with pytest.raises(SystemExit, match="holds no record"):
+        best_of_n.main(["--out", str(tmp_path)])
+
+
 def test_missing_inputs_name_the_script_that_makes_them(tmp_path):
     """A traceback from a folder in which nothing was trained yet."""
     with pytest.raises(SystemExit, match="run `python docs/lab/samples.py` first"):

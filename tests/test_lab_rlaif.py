@@ -314,6 +314,18 @@ def test_harm_by_round_reads_what_rlaif_wrote(out, tmp_path, monkeypatch, capsys
     figures = figures_of(tmp_path / "docs" / "results" / "harm_by_round.json")
     assert (figures["h"], figures["q"]) == (0.5, 1)
 
+TRACE = dict(question="Why?", answers=["So.", "No."], steps=[dict(principle="Be kind.")])
+
+@pytest.mark.parametrize("trace", [
+    {}, None, 3, [], TRACE | dict(steps=[{}]), TRACE | dict(steps=[]), TRACE | dict(answers=[]),
+    TRACE | dict(question=None), TRACE | dict(answers=["So.", None]),
+    TRACE | dict(answers=["So."] * 3, steps=TRACE["steps"] * 2)], ids=str)
+def test_traces_of_another_form(trace, tmp_path):
+    """A traceback where a line of the file is damaged, or of a run with other rounds."""
+    data.write_lines(tmp_path / "rlaif_traces.jsonl", [TRACE, trace])
+    with pytest.raises(SystemExit, match=r"traces.jsonl, line 2: .*: run `python rlaif.py` again"):
+        harm_by_round.main(["--out", str(tmp_path)])
+
 # --- Critics that fail ----------------------------------------------------------------------------
 
 def test_a_coin_writes_the_verdicts():
@@ -400,12 +412,29 @@ def test_dial_labels_and_earned_run(out, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="no critics in"):
         dial.main([*FLAGS, "--critics", str(tmp_path / "none"), "--inputs", str(out)])
 
+@pytest.mark.parametrize("script, flags", [(earned, ["out"]), (tax, [])])
+def test_a_folder_that_is_a_file(script, flags, tmp_path, capsys):
+    """A traceback after all the work."""
+    (tmp_path / "afile").touch()
+    with pytest.raises(SystemExit):
+        script.main([*flags, "--out", str(tmp_path / "afile")])
+    assert "argument --out: cannot write to" in capsys.readouterr().err
+
+def test_a_seed_is_natural(capsys):
+    """A traceback of numpy's in the middle: it knows no seed below 0."""
+    with pytest.raises(SystemExit):
+        earned.main(["out", "--seed", "-1"])
+    assert "argument --seed: -1 is not from 0" in capsys.readouterr().err
+
 # --- Doors ----------------------------------------------------------------------------------------
 
 def test_missing_inputs_name_the_script_that_makes_them(tmp_path):
     """A traceback from a folder in which nothing was trained yet."""
     folder = ["--out", str(tmp_path)]
     with pytest.raises(SystemExit, match="run `python rlaif.py` first"):
+        harm_by_round.main(folder)
+    (tmp_path / "rlaif_traces.jsonl").write_text("[]", encoding="utf-8")
+    with pytest.raises(SystemExit, match="holds nothing: run `python rlaif.py` first"):
         harm_by_round.main(folder)
     for script in (human_harm, no_critique):
         with pytest.raises(SystemExit, match="run `python pretrain.py` first"):

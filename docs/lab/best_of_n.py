@@ -51,6 +51,23 @@ def best_of_n(texts, scores, gold, n):
         kl += p * math.log(p * N / count) if p > 0 else 0.0    # p ln p goes to 0; p may underflow
     return score, utility, kl
 
+def read_samples(path):
+    """OUT/samples.jsonl -> its records; stops at one that samples.py did not write."""
+    records = []
+    for place, record, _ in data.read_records(path):
+        try:
+            numbers = np.array([record["scores"], record["gold"]])     # one of each an answer
+            fine = numbers.shape == (2, len(record["texts"])) and numbers.size
+            fine = fine and numbers.dtype.kind in "if" and np.isfinite(numbers).all()
+        except (KeyError, TypeError, ValueError):          # no dict, other keys, lists of no shape
+            fine = False
+        if not fine:
+            form = '{"question", "texts", "scores", "gold"}, the latter three of one length'
+            data.unreadable(path, place, record, [f"{form}: run docs/lab/samples.py again"])
+        records.append(record)
+    if not records:
+        raise SystemExit(f"{path} holds no record: run `python docs/lab/samples.py` again")
+    return records
 
 def main(argv=None):
     p = argparse.ArgumentParser(description="Measure best-of-n.")
@@ -60,7 +77,7 @@ def main(argv=None):
     samples = Path(args.out, "samples.jsonl")
     if not samples.exists():
         raise SystemExit(f"{samples} not found: run `python docs/lab/samples.py` first")
-    records = [record for _, record, _ in data.read_records(samples)]
+    records = read_samples(samples)
     rows, figures, n = [], {}, 1
     most = min(len(record["texts"]) for record in records)
     print(f"{'n':>5}{'score':>8}{'gold':>8}{'KL':>8}{'sqrt(KL)':>10}{'KL without ties':>17}")
@@ -76,7 +93,6 @@ def main(argv=None):
     data.write_results(args.out, "best_of", rows)
     if args.record:
         data.write_results(ROOT / "docs" / "results", "best_of_n", figures=figures)
-
 
 if __name__ == "__main__":
     main()

@@ -8,8 +8,7 @@ on the second half of the prompts, and what it predicts is compared with the fir
 round: measured, predicted, and predicted with a q for each verb: verbs that are never mended stay.
 
 Found (first edition, seed 0; h = 0.500): measured 0.495, 0.276, 0.149, 0.077; predicted 0.501,
-0.251, 0.126, 0.063. What is left falls a little more slowly than predicted.
-"""
+0.251, 0.126, 0.063. What is left falls a little more slowly than predicted."""
 import argparse
 import sys
 from pathlib import Path
@@ -61,6 +60,23 @@ def compare(traces, world, constitution):
                     f"harm_mixture_{k}": predicted_harm(hs, qs, k)}
     return figures
 
+def read_traces(path):
+    """OUT/rlaif_traces.jsonl -> its records; stops at one that rlaif.py did not write."""
+    traces = []
+    for place, trace, _ in data.read_records(path):
+        try:
+            steps, answers = trace["steps"], trace["answers"]
+            texts = [trace["question"], *answers, *[step["principle"] for step in steps]]
+            # a first answer and one a round; and all requests went through as many rounds
+            fine = len(answers) - 1 == len(steps) == len((traces or [trace])[0]["steps"]) > 0
+        except (KeyError, TypeError):                      # no dict, or other keys
+            fine = False
+        if not fine or not all(isinstance(text, str) for text in texts):
+            form = '{"question", "answers", "steps"}, alike in all lines'
+            data.unreadable(path, place, trace, [f"{form}: run `python rlaif.py` again"])
+        traces.append(trace)
+    return traces
+
 def main(argv=None):
     p = argparse.ArgumentParser(description="Harm after each round, beside (1 - hq)^k.")
     p.add_argument("--out", default="out", help="folder of rlaif_traces.jsonl and slcai.pt")
@@ -68,10 +84,10 @@ def main(argv=None):
     p.add_argument("--record", action="store_true", help="write docs/results/harm_by_round.json")
     args = p.parse_args(argv)
     path = Path(args.out, "rlaif_traces.jsonl")
-    if not path.exists():
-        raise SystemExit(f"{path} not found: run `python rlaif.py` first")
+    traces = read_traces(path) if path.exists() else []
+    if not traces:
+        raise SystemExit(f"{path} is not there, or holds nothing: run `python rlaif.py` first")
     world = data.world_of(load_gpt(Path(args.out, "slcai.pt"), "rlaif.py"))
-    traces = [trace for _, trace, _ in data.read_records(path)]
     figures = compare(traces, world, rlaif.open_constitution(args.constitution, world))
     print(f"h = {figures['h']:.3f}, q = {figures['q']:.3f}\n round  measured  predicted  by verb")
     for k in range(1, len(traces[0]["answers"])):
