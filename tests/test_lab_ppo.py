@@ -86,7 +86,7 @@ EMPTY = '[{"question": "Why?", "texts": [], "scores": [], "gold": []}]'
 def test_samples_of_another_form(text, out):
     """A traceback where samples.jsonl is damaged, or of another script."""
     (out / "samples.jsonl").write_text(text, encoding="utf-8")
-    with pytest.raises(SystemExit, match=r"samples.jsonl: .*run `python docs/lab/samples.py` aga"):
+    with pytest.raises(SystemExit, match="samples.jsonl is missing or of another form"):
         frontier.main(["--out", str(out), "--device", "cpu"])
 
 

@@ -54,21 +54,19 @@ def main(argv=None):
     args = p.parse_args(argv)
     out, device, seed = Path(args.out), pick_device(args.device), args.seed
     samples = out / "samples.jsonl"
-    if not samples.exists():
-        raise SystemExit(f"{samples} not found: run `python docs/lab/samples.py` first")
+    there = data.read_records(samples) if samples.exists() else ()
     base, reference, policy = (load_gpt(out / f"{stage}.pt", f"{stage}.py", device)
                                for stage in ("pretrain", "sft", "ppo"))
     reward_model = reward_stage.load_reward(out / "reward.pt", reference)
     world, taste = data.world_of(reference), reward_model.taste or "polite"
-    records = [record for _, record, _ in data.read_records(samples)]
+    records = [record for _, record, _ in there]
     try:                                                   # a list of dicts, all with the same N
         questions, texts = [r["question"] for r in records], [r["texts"] for r in records]
         scores, gold = map(np.array, ([r["scores"] for r in records], [r["gold"] for r in records]))
-        if not scores.size:
-            raise ValueError("no samples")
-        rows = frontier(scores, gold)
+        rows, _ = frontier(scores, gold), scores[0, 0]     # IndexError if there are none
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise SystemExit(f"{samples}: {error!r}; run `python docs/lab/samples.py` again") from None
+        raise SystemExit(f"{samples} is missing or of another form ({error!r}): "
+                         "run `python docs/lab/samples.py` first") from None
     reached, score_answers = [], ppo.score_by_model(reward_model)
     for i in range(8):                                     # answers of PPO's to each question
         batch = ppo.rollout(policy, reference, questions, MAX_NEW, 64, (seed, 45, i))
