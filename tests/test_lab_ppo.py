@@ -161,6 +161,63 @@ def test_a_reward_of_ones_own(tmp_path):
         own_reward.own_reward(f"{own}:score")
 
 
+FAULTS = """import json
+import math
+import sys
+from sibling import BIG
+
+def largest(question, answer):
+    return 10 ** 5000
+
+def large(question, answer):
+    return BIG
+
+def nan(question, answer):
+    return math.nan
+
+def leaves(question, answer):
+    sys.exit(0)
+
+def parses(question, answer):
+    text = "{\\n\\n]"
+    return json.loads(text)
+
+def alone(answer):
+    return 1
+"""
+
+
+@pytest.mark.parametrize("name, says", [
+    ("largest", "my.py:largest: more than 1e[+]09 is too large: 'Who[?]', 'one'"),
+    ("large", "my.py:large: more than 1e[+]09 is too large"),
+    ("nan", "my.py:nan should return a number: .*nan"),
+    ("leaves", "my.py, line 16: SystemExit: 0"), ("parses", "my.py, line 20: JSONDecodeError"),
+    ("alone", "my.py: TypeError: alone")])
+def test_a_fault_in_a_reward_of_ones_own(name, says, tmp_path, monkeypatch):
+    """A traceback from numpy; "a gradient is nan" half an hour later; a run that ends without a
+    word, or one that blames line 3 of a text for what line 20 of the file did."""
+    monkeypatch.setattr(own_reward.sys, "path", [*own_reward.sys.path])
+    (tmp_path / "sibling.py").write_text("BIG = 3e38\n", encoding="utf-8")
+    (tmp_path / "my.py").write_text(FAULTS, encoding="utf-8")
+    monkeypatch.delitem(own_reward.sys.modules, "sibling", raising=False)
+    function = own_reward.own_reward(f"{tmp_path}/my.py:{name}")
+    with pytest.raises(SystemExit, match=says):
+        function("Who?", "one")
+
+
+@pytest.mark.parametrize("text, says", [
+    ("import sys\nsys.exit(0)\n", "my.py, line 2: SystemExit: 0"),
+    ("def other(): pass", "say gold"),
+    ("\n\nimport no_such_module\n", "my.py, line 3: ModuleNotFoundError")])
+def test_a_reward_of_ones_own_is_read_first(text, says, tmp_path, monkeypatch):
+    """A model loaded and 256 answers sampled, before a mistake of spelling is found."""
+    monkeypatch.setattr(own_reward.sys, "path", [*own_reward.sys.path])
+    monkeypatch.setattr(m, "load_gpt", None)
+    (tmp_path / "my.py").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit, match=says):
+        own_reward.main([f"{tmp_path}/my.py:score", "--out", str(tmp_path)])
+
+
 @pytest.mark.parametrize("reward", ["gold", "brief.py:score"])
 def test_ppo_against_a_reward_of_ones_own(reward, out):
     """The teaching mode of docs/4-ppo.md, which no other test runs: weights that do not move, or

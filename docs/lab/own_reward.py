@@ -17,30 +17,33 @@ import torch
 import data
 import model as m
 import ppo
-import reward as reward_stage
+from reward import preference_prompts
 
 COLUMNS = {"kl": "kl_nats", "score": "score", "length": "length_tokens", "eos_rate": "eos_rate"}
+LARGEST = 1e9                     # float32 holds the squares of such rewards, and sums of these
 
 def call(path, function, *arguments):
     """function(*arguments), or a sentence that names the line of the user's file where it fails."""
     try:
         return function(*arguments)
-    except Exception as error:                             # whatever his code may raise
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-        line = getattr(error, "lineno", None) or [1, *lines][-1]       # of text that is no Python
-        raise SystemExit(f"{path}, line {line}: {type(error).__name__}: {error}") from None
+    except (Exception, SystemExit) as error:   # its own lineno may be one of json's text: no file
+        places = [*traceback.extract_tb(error.__traceback__), *[error] * hasattr(error, "lineno")]
+        lines = [f", line {x.lineno}" for x in places if getattr(x, "filename", 0) == path]
+        raise SystemExit(f"{path}{['', *lines][-1]}: {type(error).__name__}: {error}") from None
 
 def own_reward(where):
-    """`file.py:function` -> that function of (question, answer), which stops the run where it
-    fails or returns no number. Stops if there is no such file or function."""
+    """`file.py:function` -> that function, which stops the run if it fails or gives no number."""
     path, _, name = where.rpartition(":")
+    sys.path.insert(0, str(Path(path).resolve().parent))   # where its own imports are, too
     function = call(path, runpy.run_path, path).get(name) if Path(path).is_file() else None
     if not callable(function):
-        raise SystemExit(f"{where}: say gold, or file.py:function, where file.py defines "
-                         "function(question, answer) -> a number")
+        raise SystemExit(f"{where}: say gold, or file.py:function, of (question, answer) -> number")
     def checked(question, text):
         number = call(path, function, question, text)
-        if not isinstance(number, (int, float, np.number)) or not np.isfinite(number):
+        real = isinstance(number, (int, float, np.integer, np.floating))
+        if real and abs(number) > LARGEST:     # an int may even have too many digits to be shown
+            raise SystemExit(f"{where}: more than {LARGEST:g} is too large: {question!r}, {text!r}")
+        if not real or number != number:       # nan is no number
             raise SystemExit(f"{where} should return a number: {question!r}, {text!r}: {number!r}")
         return number
     return checked
@@ -69,19 +72,17 @@ def main(argv=None):
     ppo.check_warmup(args)
     if args.prompts and args.reward == "gold":
         raise SystemExit("the gold judge knows nothing about --prompts of your own: leave one out")
+    own = own_reward(args.reward) if args.reward != "gold" else None   # before the work
     torch.manual_seed(args.seed)                           # the value model's head is new
     out = Path(args.out)
     policy = m.load_gpt(args.init or out / "sft.pt", "sft.py", m.pick_device(args.device))
     m.gentle_rates(args, policy, **ppo.RATES)
-    before, tokenizer = m.copy_of(policy), policy.tokenizer
-    world = None if args.prompts else data.world_of(policy)
-    prompts = (reward_stage.preference_prompts(world, "train", 4000) if world
-               else data.read_prompts(args.prompts))
-    prompts = ppo.prompts_that_fit(prompts, tokenizer, policy.config.context - args.max_new)
+    before, world = m.copy_of(policy), None if args.prompts else data.world_of(policy)
+    prompts = preference_prompts(world, "train", 4000) if world else data.read_prompts(args.prompts)
+    prompts = ppo.prompts_that_fit(prompts, policy.tokenizer, policy.config.context - args.max_new)
     utility = lambda question, text: data.utility(world, question, text)
-    function = utility if args.reward == "gold" else own_reward(args.reward)
     texts = m.answer(policy, prompts[:256], args.max_new, seed=(args.seed, 48))    # for the scale
-    score_answers = score_by_function(function, tokenizer, list(zip(prompts, texts)))
+    score_answers = score_by_function(own or utility, policy.tokenizer, list(zip(prompts, texts)))
     value = m.ScalarModel(m.copy_of(policy)).to(policy.device)     # no reward model to start from
     def questions_at(step):                                # as in ppo.py
         drawn = np.random.default_rng([args.seed, 5, step])
@@ -90,9 +91,8 @@ def main(argv=None):
     history = ppo.train(policy, value, questions_at, score_answers, args, gold,
                         (out / "ppo.resume.pt", args))
     m.save_model(out / "ppo.pt", policy)
-    figures = {name: history[-1][column] for name, column in COLUMNS.items()}
-    if world:
-        figures |= ppo.evaluate(policy, before, world, args.eval_prompts, args.seed, "polite")
+    more = world and ppo.evaluate(policy, before, world, args.eval_prompts, args.seed, "polite")
+    figures = {name: history[-1][column] for name, column in COLUMNS.items()} | (more or {})
     data.write_results(out, "ppo", history, figures)
     print("  ".join(f"{name} {x:.3g}" for name, x in figures.items()))
 
