@@ -1,5 +1,6 @@
 """docs/lab/export.py, against the library it writes for, and docs/lab/pictures.py."""
 import csv
+import io
 import json
 import os
 
@@ -89,12 +90,42 @@ def test_an_exported_tokenizer_gives_the_same_ids(name, texts, tmp_path):
     assert whole == data.chat_example(ours, question, answer)[0]
 
 
-def test_an_export_does_not_overwrite_a_file(tmp_path):
-    """A file of the user's, gone."""
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_an_export_does_not_overwrite_a_file(folder, tmp_path, capsys):
+    """A file of the user's, gone; or a traceback."""
     (tmp_path / "file").write_text("precious", encoding="utf-8")
-    with pytest.raises(SystemExit, match="name a folder"):
-        export.main(["a.pt", str(tmp_path / "file")])
+    with pytest.raises(SystemExit):
+        export.main(["a.pt", str(tmp_path / folder)])
+    assert "argument DIR: cannot write to" in capsys.readouterr().err
     assert (tmp_path / "file").read_text(encoding="utf-8") == "precious"
+
+
+def save_tiny(path):
+    tokenizer = data.make_tokenizer("bytes", [])
+    m.save_model(path, m.GPT(m.GPTConfig(tokenizer.n_vocab, 8, 1, 1, 4), tokenizer))
+
+
+def test_an_export_beside_other_weights(tmp_path):
+    """Old shards, which our reader and llama.cpp's prefer to the new weights beside them."""
+    save_tiny(tmp_path / "a.pt")
+    flags, old = [str(tmp_path / "a.pt"), str(tmp_path)], "model-00001-of-00002.safetensors"
+    (tmp_path / old).touch()
+    with pytest.raises(SystemExit, match=f"remove {old} or name another folder"):
+        export.main(flags)
+    assert not (tmp_path / "config.json").exists()
+    (tmp_path / old).unlink()
+    export.main(flags)
+    export.main(flags)                                     # over what it wrote itself
+    assert m.load_gpt(tmp_path).config.channels == 4
+
+
+def test_an_export_to_a_folder_that_the_console_cannot_show(tmp_path, monkeypatch):
+    """A traceback after all is written, from a path with an accent on an old console."""
+    save_tiny(tmp_path / "a.pt")
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr("sys.stdout", console)
+    export.main([str(tmp_path / "a.pt"), str(tmp_path / "h\u00e9")])
+    assert b"h?" in console.buffer.getvalue()
 
 
 def write_csv(path, **columns):

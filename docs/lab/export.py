@@ -18,7 +18,6 @@ CHAT = ("{% for m in messages %}{{ '<|' + m.role + '|> ' + m.content.strip() + "
         "('<|endoftext|>' if m.role == 'assistant' else '') }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 
-
 def spell_out(tokenizer):
     """-> {token as GPT-2's files spell it: id}, and the merges in the order in which they apply."""
     # a byte is one visible character: its own in Latin-1, or else the next from 256 on
@@ -33,7 +32,6 @@ def spell_out(tokenizer):
             if token[:i] in spelled and token[i:] in spelled:
                 merges.append([spelled[token[:i]], spelled[token[i:]]])
     return {spelled[token]: i for token, i in ids.items()}, merges
-
 
 def tokenizer_files(tokenizer, context):
     """-> {file name: contents}. Where a text has "<|user|>" in it, they make it the special token,
@@ -54,7 +52,6 @@ def tokenizer_files(tokenizer, context):
     return {"tokenizer.json": {"version": "1.0", "added_tokens": special, "pre_tokenizer": before,
                                "model": bpe, "decoder": to_bytes}, "tokenizer_config.json": config}
 
-
 def write_weights(model, path):
     """model.safetensors: the length of a header, 8 bytes; the header, JSON; then the numbers."""
     header, weights, end = {"__metadata__": {"format": "pt"}}, [], 0
@@ -73,28 +70,29 @@ def write_weights(model, path):
         file.writelines([len(text).to_bytes(8, "little"), text, *(w.numpy() for w in weights)])
     os.replace(f"{path}.tmp", path)
 
-
 def main(argv=None):
     p = argparse.ArgumentParser(description="Write a checkpoint as transformers reads it.")
     p.add_argument("checkpoint", help="out/ppo.pt, ...")
-    p.add_argument("folder", metavar="DIR", help="where the four files go")
+    p.add_argument("folder", metavar="DIR", type=m.writable, help="where the four files go")
     args = p.parse_args(argv)
-    if Path(args.folder).is_file():
-        raise SystemExit(f"{args.folder} is a file: name a folder for the model's four files")
-    model = m.load_gpt(args.checkpoint)
+    # a shard left beside the new weights would be read in place of them
+    others = {path.name for path in Path(args.folder).glob("model*.safetensors*")}
+    others -= {"model.safetensors", "model.safetensors.tmp"}           # those are ours
+    if others:
+        raise SystemExit(f"{args.folder} holds weights of another model: remove "
+                         f"{', '.join(sorted(others))} or name another folder")
+    model = m.load_gpt(args.checkpoint, device=m.pick_device("cpu"))
     eot, sizes = model.tokenizer.eot, dict(zip(m.GPT2_SIZES, vars(model.config).values()))
     config = {**m.GPT2_KIND, **sizes, "architectures": ["GPT2LMHeadModel"], "bos_token_id": eot,
               "eos_token_id": eot, "pad_token_id": model.tokenizer.pad,
               "n_ctx": sizes["n_positions"], "world_seed": model.world_seed,
               "tokenizer": model.tokenizer.state()}        # these two for load_gpt
     files = {"config.json": config, **tokenizer_files(model.tokenizer, model.config.context)}
-    Path(args.folder).mkdir(parents=True, exist_ok=True)
     for name, contents in files.items():
         text = json.dumps(contents, ensure_ascii=False, indent=1)
         Path(args.folder, name).write_text(text, encoding="utf-8")
     write_weights(model, Path(args.folder, "model.safetensors"))
     print(f"wrote {args.folder}; next: AutoModelForCausalLM.from_pretrained({args.folder!r})")
-
 
 if __name__ == "__main__":
     main()
