@@ -192,6 +192,31 @@ def test_a_record_holds_every_stage_and_how_it_was_made(tmp_path, monkeypatch, c
     assert len(ran) == 7
 
 
+@pytest.mark.parametrize("flag, name", [("--out", "afile"), ("--results", "afile/below"),
+                                        ("--out", "")])
+def test_a_record_into_a_file(flag, name, tmp_path, monkeypatch, capsys):
+    """A traceback, and for --results one after two hours."""
+    monkeypatch.setattr(record.subprocess, "run", None)
+    (tmp_path / "afile").touch()
+    (tmp_path / "seed0").touch()                           # OUT/seedS is a file
+    folders = {"--out": str(tmp_path / "out"), "--results": str(tmp_path / "results")}
+    folders[flag] = str(tmp_path / name)
+    with pytest.raises(SystemExit):
+        record.main([word for pair in folders.items() for word in pair])
+    assert "cannot write to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, says", [
+    ("{", "made.json, line 1: not JSON"), ("{}", "made.json is not as"), ("null", "is not as")])
+def test_a_record_that_was_damaged(text, says, tmp_path, monkeypatch):
+    """A traceback, and no word about the file that has to go."""
+    monkeypatch.setattr(record.subprocess, "run", None)
+    (tmp_path / "seed0").mkdir()
+    (tmp_path / "seed0" / "made.json").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit, match=says):
+        record.main(["--out", str(tmp_path), "--results", str(tmp_path / "results")])
+
+
 # --- The tables of README and docs ----------------------------------------------------------------
 
 STAGE_5 = ("harm", "skills", "rounds", "critic")

@@ -26,7 +26,7 @@ def call(path, function, *arguments):
     """function(*arguments), or a sentence that names the line of the user's file where it fails."""
     try:
         return function(*arguments)
-    except (Exception, SystemExit) as error:   # its own lineno may be one of json's text: no file
+    except (Exception, SystemExit) as error:   # where it names no file, its lineno is of other text
         places = [*traceback.extract_tb(error.__traceback__), *[error] * hasattr(error, "lineno")]
         lines = [f", line {x.lineno}" for x in places if getattr(x, "filename", 0) == path]
         raise SystemExit(f"{path}{['', *lines][-1]}: {type(error).__name__}: {error}") from None

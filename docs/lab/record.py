@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import torch
 
-from model import natural
+import data
+from model import natural, pick_device, writable
 
 UNSEEN = "rlaif_unseen"                        # rlaif.py under rules that no document shows: G3
 STAGES = ("pretrain", "sft", "reward", "ppo", "rlaif", UNSEEN)
@@ -56,14 +57,20 @@ def how_made():
 def main(argv=None):
     p = argparse.ArgumentParser(description="Run all stages in one world, and keep their figures.")
     p.add_argument("--world-seed", type=natural, default=0, help="which village")
-    p.add_argument("--out", default="out/record", help="folder of the runs: OUT/seedS")
-    p.add_argument("--results", default=str(ROOT / "docs" / "results"), help="for the record")
+    p.add_argument("--out", type=writable, default="out/record", help="of the runs, OUT/seedS")
+    results = str(ROOT / "docs" / "results")
+    p.add_argument("--results", type=writable, default=results, help="for the record")
     args = p.parse_args(argv)
     out, results = Path(args.out, f"seed{args.world_seed}"), Path(args.results)
-    out.mkdir(parents=True, exist_ok=True)
-    results.mkdir(parents=True, exist_ok=True)
+    pick_device("cpu")                                     # a console that cannot show a path
+    try:
+        writable(out)                                      # OUT/seedS may be a file, too
+    except argparse.ArgumentTypeError as error:
+        p.error(str(error))
     made = out / "made.json"                               # kept from run to run, like the figures
-    record = json.loads(made.read_text(encoding="utf-8")) if made.exists() else {"seconds": {}}
+    record = data.parse_json(made, data.read_text(made)) if made.exists() else {"seconds": {}}
+    if not isinstance(record, dict) or not isinstance(record.get("seconds"), dict):
+        raise SystemExit(f"{made} is not as this script writes it: remove it")
     for stage in STAGES:
         words, figures = command_of(stage, args.world_seed, out)
         if not figures.exists():
@@ -76,7 +83,7 @@ def main(argv=None):
     whole = {"made": record}
     for stage in STAGES:
         _, figures = command_of(stage, args.world_seed, out)
-        whole[stage] = json.loads(figures.read_text(encoding="utf-8"))
+        whole[stage] = data.parse_json(figures, data.read_text(figures))
         curve = figures.with_suffix(".csv")
         if curve.exists():
             shutil.copy(curve, results / f"seed{args.world_seed}_{stage}.csv")
