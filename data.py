@@ -963,8 +963,8 @@ def window_batch(ids, length, batch_size, seed, step):
     return torch.from_numpy(np.stack([ids[s:s + length + 1] for s in starts]).astype(np.int64))
 
 def chat_turns(tokenizer, turns):
-    """The chat template: [(role, text)], "user" or "assistant" -> (ids, mask). The mask is 1 where
-    the assistant speaks, its end-of-text included. A text is stripped, with a space before it.
+    """The chat template: [(role, text)], "user" or "assistant" -> (ids, mask), two lists. The mask
+    is 1 where the assistant speaks, its end-of-text included. " Where?": stripped, after a space.
 
         ids   <user> Where ? <assistant> Oslo  .  <eot> <user> And ? <assistant> Rome  .  <eot>
         mask     0     0   0      0        1   1    1      0     0  0      0       1   1    1"""
@@ -1043,6 +1043,8 @@ def open_text(path):
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise SystemExit(f"{path} cannot be read: it is a folder or a pipe; give a file")
+        if Path(path).suffix.lower() in (".csv", ".tsv"):
+            raise SystemExit(f"{path}: a table is not read; turn it into JSON lines, or a .txt")
         with open(path, "rb") as raw:
             start = raw.peek()
             for magic, form in NOT_TEXT.items():
@@ -1071,8 +1073,6 @@ def open_text(path):
 def holds_json(path, text=None):
     """Is a file JSON? By its name; without a telling one, by the first letter of `text`."""
     endings = {suffix.lower() for suffix in Path(path).suffixes}
-    if endings & {".csv", ".tsv", ".html", ".xml", ".yaml", ".yml"}:   # a prompt a line? never
-        raise SystemExit(f"{path}: this form is not read; give JSON lines, or a .txt")
     if endings & {".json", ".jsonl", ".jsonlines", ".jl", ".ndjson", ".txt", ".md"}:
         return not endings & {".txt", ".md"}    # a text may begin with "[", as in "[Verse 1]"
     return text is not None and text.lstrip().startswith(("[", "{"))

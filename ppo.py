@@ -65,7 +65,7 @@ def advantages_and_returns(rewards, values, mask, gamma=1.0, lam=0.95):    # -> 
 
         rewards 0 0 1, values .5 .6 .8, lam .5  ->  delta .1 .2 .2, A .25 .3 .2, return .75 .9 1
 
-    (Expected .5, then .6: the first was worth .1. Values and A are 0 after the last, off the mask.)
+    (Expected .5, then .6: the first was worth .1; gamma 1. Off the mask, values and A count as 0.)
     lam 1: A = all rewards to come - values[t], right on average, but noisy. lam 0: A = delta, less
     noisy, but as wrong as the value model. gamma discounts later rewards; 1: not at all."""
     # past an answer's end there is nothing to expect, whatever the value model says of padding
@@ -384,7 +384,7 @@ def main(argv=None):
     for question, first, then in zip(*shown):
         print(f"\n{question}\n  before: {first}\n  after:  {then}")
     files = "" if world else " --prompts FILE --red-team-file FILE --preferences FILE"
-    print(f"\nwrote {out / 'ppo.pt'}; next: python rlaif.py{files}")
+    print(f"\nwrote {out / 'ppo.pt'}; next: python rlaif.py --out {out}{files}")
 
 if __name__ == "__main__":
     main()

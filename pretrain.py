@@ -324,7 +324,7 @@ def main(argv=None):
     print("\n" + "  ".join(f"{name} {x:.4g}" for name, x in figures.items()))
     for text, old, new in zip(prompts, before, answer(model, prompts, temperature=0.8, bare=True)):
         print(f"\n{text}\n  before: {old!a}\n  after:  {new!a}")
-    print(f"\nwrote {path}; next: python", f"model.py {path} --base" if args.data else "sft.py")
+    print(f"\nwrote {path}; next: python sft.py --out {args.out}", "--data FILE" * bool(args.data))
 
 if __name__ == "__main__":
     main()

@@ -324,7 +324,7 @@ def main(argv=None):
     for text, raw in zip(answers, score_texts(rm, [(question, a) for a in answers]).tolist()):
         print(f"  {(raw - rm.scale['mean']) / rm.scale['std']:+.2f}  {text}")
     report = ", ".join(f"{name} {round(value, 3)}" for name, value in figures.items())
-    print(f"\nheld-out prompts: {report}\n\nwrote {out / 'reward.pt'}; next: python ppo.py")
+    print(f"\nheld-out prompts: {report}\n\nwrote {out}/reward.pt; next: python ppo.py --out {out}")
 
 if __name__ == "__main__":
     main()

@@ -188,8 +188,8 @@ def prefer_first(judge, questions, firsts, seconds, principles, stream, think=Tr
     return torch.where(verdict, torch.cat(p_first), torch.nan)
 
 def both_orders(judge, questions, firsts, seconds, principles, stream):
-    """-> P(the first is better); forward, backward, P(A) with the first or second as A; (N,) each.
-    Small judges prefer a position: .9, .5 make (.9 + 1 - .5) / 2 = .7; .9, .9 (always A) make .5"""
+    """prefer_first twice -> P(the first is better); P(A) with the first as A; with the second as A;
+    (N,) each. A small judge prefers a place: .9, .5 make (.9 + 1 - .5) / 2 = .7; .9, .9 make .5"""
     forward = prefer_first(judge, questions, firsts, seconds, principles, (*stream, 61))
     backward = prefer_first(judge, questions, seconds, firsts, principles, (*stream, 62))
     return (forward + 1 - backward) / 2, forward, backward

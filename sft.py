@@ -153,12 +153,11 @@ def from_files(args, model):
     pairs = [(turns[:-1], turns[-1][1]) for turns in read]     # a dialogue and its last answer
     fit = [pair for pair in pairs if len(data.chat_example(model.tokenizer, *pair)[0]) <= context]
     skipped[f"longer than the context of {context} tokens"] = len(pairs) - len(fit)
-    # a talk and a longer one that goes on from it, as threads are told, are on one side
     asked, why = sorted({str(question[0]) for question, _ in fit}), data.reasons(skipped)
     if len(asked) < 2:
         raise SystemExit(f"{args.data}: at least 2 different questions are needed; skipped: {why}")
     held = set(random.Random(f"held out {args.seed}").sample(asked, len(asked[:2000]) // 10 or 1))
-    learn = [pair for pair in fit if str(pair[0][0]) not in held]  # all who ask the same: one side
+    learn = [pair for pair in fit if str(pair[0][0]) not in held]  # that begin alike: one side
     test = [pair for pair in fit if str(pair[0][0]) in held]  # 200 questions give a steady mean
     print(f"{len(fit)} conversations; skipped: {why}. {len(test)} held-out conversations, "
           f"{len(held)} different.\n{colour_mask(model.tokenizer, *fit[0])}")
@@ -204,7 +203,8 @@ def main(argv=None):
     print("\n" + "  ".join(f"{name} {x:.4g}" for name, x in figures.items()))
     for question, old, new in zip(shown, before, answer(model, shown, temperature=0)):
         print(f"\n{data.turns_up_to(question)[-1][1]}\n  before: {old}\n  after:  {new}")
-    print(f"\nwrote {path}; next: python", f"model.py {path}" if args.data else "reward.py")
+    then = f"model.py {path}" if args.data else f"reward.py --out {args.out}"
+    print(f"\nwrote {path}; next: python {then}")
 
 if __name__ == "__main__":
     main()

@@ -749,11 +749,12 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
         data.read_prompts(path)
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.yaml", "a.html"])
+@pytest.mark.parametrize("name", ["a.csv", "a.TSV"])
 def test_tables_are_not_read_as_prompts(name, tmp_path):
     (tmp_path / name).write_text("prompt,label\nWhy?,1\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match="this form is not read; give JSON lines"):
-        data.read_prompts(tmp_path / name)
+    for read in (data.read_prompts, data.read_preferences, data.read_constitution_file):
+        with pytest.raises(SystemExit, match="a table is not read; turn it into JSON lines"):
+            read(tmp_path / name)
 
 
 def test_json_lines_have_many_names(tmp_path):

@@ -88,11 +88,13 @@ def main(argv=None):
     original, place = ROOT / f"{file}.py", folder / f"{file}.py"
     text, kept, line = leave_out(original.read_text(encoding="utf-8"), function)
     place.write_text(text, encoding="utf-8")               # over the whole one, just copied
+    hints = next(page for page in (ROOT / "docs").glob("*.md")
+                 if f"\n### {args.name}\n" in page.read_text(encoding="utf-8"))
     command = " ".join(f"tests/test_{file}.py::test_{test}" for test in tests)     # -x: the first
     print(*kept, "", sep="\n")                             # that fails ends it, and has a reason
     print(f"Write it: {place}, line {line + len(kept) - 1}. The docstring says all that it has to "
           f"do. Then, to be judged:\n\n    cd \"{folder}\"\n    python -m pytest -x {command}\n\n"
-          f"Stuck? docs/ has two hints under {args.name}. The original: {original}, line {line}")
+          f"(It takes pytest.) Stuck? {hints} has two hints under {args.name}.")
 
 if __name__ == "__main__":
     main()
