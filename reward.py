@@ -164,10 +164,10 @@ def normalise(reward_model, conversations, std=None):
     return dict(mean=mean, std=std, lowest=(raw.min().item() - mean) / std, margin=spread / std)
 
 def evaluate(reward_model, world, answered, taste="polite"):
-    """Held-out [(question, answers)] -> figures. Of every two answers to a question (pairs_heldout)
-    score_texts predicts P(first wins); u, data.utility, knows it. accuracy, ceiling: mean known P
-    of the side predicted, of the likelier (share_of_ceiling: from .5); calibration_error: mean gap;
-    correlation of scores and u; longer_wins: mean predicted P of the longer of two equally good."""
+    """Held-out [(question, answers)] -> figures, means over all pairs of answers to one question.
+    P(first wins) is predicted from score_texts, and known from data.utility, u. accuracy, ceiling:
+    P that a new label agrees with the model, with a judge who knows u; share_of_ceiling: above .5;
+    calibration_error: gap of the two P; longer_wins: predicted, of two answers that are as good."""
     texts, pairs = [], []
     for question, answers in answered:
         places = range(len(texts), len(texts) + len(answers))          # of these answers in texts

@@ -157,7 +157,7 @@ def from_files(args, model):
     if len(asked) < 2:
         raise SystemExit(f"{args.data}: at least 2 different questions are needed; skipped: {why}")
     held = set(random.Random(f"held out {args.seed}").sample(asked, len(asked[:2000]) // 10 or 1))
-    learn = [pair for pair in fit if str(pair[0][0]) not in held]  # that begin alike: one side
+    learn = [pair for pair in fit if str(pair[0][0]) not in held]  # one question, one side
     test = [pair for pair in fit if str(pair[0][0]) in held]  # 200 questions give a steady mean
     print(f"{len(fit)} conversations; skipped: {why}. {len(test)} held-out conversations, "
           f"{len(held)} different.\n{colour_mask(model.tokenizer, *fit[0])}")
