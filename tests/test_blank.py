@@ -81,6 +81,7 @@ def test_every_fill_in_has_two_wrong_answers_and_two_hints():
         assert hints.count("<details><summary>Hint ") == hints.count("</details>") == 2, name
 
 
+@pytest.mark.slow
 def test_the_printed_command_judges_the_copy(tmp_path, capsys):
     """A copy without a file that the tests need, or in which they judge the project's function."""
     copy = tmp_path / "a copy"

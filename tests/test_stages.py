@@ -295,7 +295,7 @@ def test_a_run_with_other_flags_is_not_resumed(out, tmp_path, monkeypatch):
     args = sft.read_args([*FLAGS["sft"], "--lr", "0.5"])
     base = m.load_gpt(out / "pretrain.pt")
     m.save_progress((tmp_path / "sft.resume.pt", args), 3, [], model=base)
-    with pytest.raises(SystemExit, match="use the same flags"):
+    with pytest.raises(SystemExit, match="lr was 0.5, now 0.0006: use what it began with"):
         run("sft", tmp_path, "--resume")
     with pytest.raises(SystemExit, match="no interrupted run"):
         run("pretrain", tmp_path, "--resume")
