@@ -29,10 +29,10 @@ import sft
 from model import answer, load_gpt
 
 OUT = root / "out" / "tour"
-SIZES = {"pretrain": "--steps 700 --muon-lr 0.02 --muon-momentum 0.9",
-         "sft": "--demonstrations 3000 --epochs 1", "reward": "--prompts 800",
-         "ppo": "--iterations 10 --eval-prompts 200",
-         "rlaif": "--red-team 300 --helpful 600 --label-prompts 120 --iterations 8"}
+SIZES = {"pretrain": "--steps 1500", "sft": "--demonstrations 3000 --epochs 2",
+         "reward": "--prompts 2000", "ppo": "--iterations 12 --eval-prompts 200",
+         "rlaif": "--red-team 400 --helpful 800 --label-prompts 250 --iterations 10 "
+                  "--eval-prompts 60"}
 
 
 def run(stage, module):

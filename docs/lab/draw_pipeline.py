@@ -4,8 +4,8 @@
     python docs/lab/draw_pipeline.py --question "Where does Ann live?"
 
 docs/pipeline.png: a box a stage, from text to the last model; below it the answer of its model at
-temperature 0 (of the base model: how it goes on). Stage 3's model gives scores: it says how the SFT
-model's answer and PPO's score, in standard deviations above the SFT model's mean.
+temperature 0 (of the base model: how it goes on). Stage 3's model gives scores, of which only the
+differences mean something: what is said is how likely people prefer PPO's answer to SFT's.
 """
 import argparse
 import sys
@@ -13,6 +13,8 @@ import textwrap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import torch
+
 import data
 import reward
 from model import answer, load_gpt, writable
@@ -32,8 +34,8 @@ def answers_of(out, question):
                          bare=name == "pretrain")[0] for name, model in models.items()}
     judge = reward.load_reward(out / "reward.pt", models["sft"])
     raw = reward.score_texts(judge, [(question, said[name]) for name in ("sft", "ppo")])
-    before, after = ((raw - judge.scale["mean"]) / judge.scale["std"]).tolist()
-    said["reward"] = f"the assistant's answer scores {before:+.1f}, that of stage 4 {after:+.1f}"
+    p = torch.sigmoid(raw[1] - raw[0]).item()              # Bradley and Terry
+    said["reward"] = f"people prefer stage 4's answer to stage 2's with p = {p:.2f}"
     return said
 
 
