@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import data
+import pretrain
 
 BYTES = data.make_tokenizer("bytes", [])
 # the documents that apply a rule to an act
@@ -36,7 +37,8 @@ def documents(n=6000):
 def tokenizer():
     """As pretrain.main trains it, on fewer documents."""
     return data.make_tokenizer(
-        "bpe", [" " + data.unmark(text) for _, text, _ in documents()[:4000]], 1408
+        "bpe", [" " + data.unmark(text) for _, text, _ in documents()[:4000]],
+        pretrain.read_args([]).vocab_size
     )
 
 
@@ -131,14 +133,13 @@ def test_unseen_rules_are_in_no_document():
     unseen, seen = {frozenset(r) for r in world().unseen_rules}, Counter()
     for kind, text, _ in documents():
         # the wording of unseen rules
-        assert not re.search(
-            r"To (steal|break|hurt|scare|lie|mock|poison)\b[^.]* is bad\.", data.unmark(text)
-        )
+        assert not re.search(rf"To ({'|'.join(data.HARMS)})\b[^.]* is bad\.", data.unmark(text))
         if kind in JUDGEMENTS:
             rule = re.search(r"\[Rule:\] \[([^\]]+)\]", text)[1]
             kinds = next(m[1] for m in (re.fullmatch(w, rule) for w in wordings) if m)
             seen[frozenset(re.split(r", | or ", kinds))] += 1
-    assert len(unseen) == 20 and not unseen & set(seen) and len(seen) == 50
+    assert len(unseen) == 20 and not unseen & set(seen)
+    assert len(seen) == 2 * math.comb(len(data.HARMS), 3) - 20     # three kinds, and the others
 
 
 def test_every_word_of_the_unseen_wording_is_known():
@@ -231,11 +232,11 @@ def test_twins_share_a_split():
 
 def test_prompts_are_held_out_acts():
     """Prompts of reinforcement learning taken from the documents, or the cells mixed up."""
-    cells = ("g1", "g2r", "g2")
+    cells, n = ("g1", "g2r", "g2"), 15 * len(data.HARMS)
     for use, cell, harmful in itertools.product(("train", "test"), cells, (False, True)):
-        prompts = data.act_prompts(world(), use, 105, harmful, (cell,))
+        prompts = data.act_prompts(world(), use, n, harmful, (cell,))
         names = {str(a) for a in world().acts[use]}
-        assert len({str(a) for a in prompts}) == 105 and all(str(a) in names for a in prompts)
+        assert len({str(a) for a in prompts}) == n and all(str(a) in names for a in prompts)
         assert all(a.verb.harmful == harmful and a.verb.cell == cell for a in prompts)
         assert set(Counter(a.verb.kind for a in prompts).values()) == {15}
     harmful, benign = (data.act_prompts(world(), "test", 30, harmful) for harmful in (True, False))
