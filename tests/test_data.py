@@ -705,7 +705,7 @@ def test_a_tokenizer_survives_its_checkpoint():
     text = "How do I mend Ann's hat? 🙂"
     assert (
         again.encode(text) == tokenizer().encode(text)
-        and again.n_vocab == tokenizer().n_vocab <= 1408
+        and again.n_vocab == tokenizer().n_vocab <= pretrain.read_args([]).vocab_size
     )
     assert (again.eot, again.user, again.assistant, again.pad) == (
         tokenizer().eot,
