@@ -1,0 +1,191 @@
+"""Diffs of docs/variants/: each one is short, fits the project as it is now, and turns it into what
+docs/experiments.md says. It is applied to a copy, in which everything else happens."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ADDED_LINES, COLUMNS = 25, 100
+DIFFS = {path.stem: path for path in sorted((ROOT / "docs" / "variants").glob("*.diff"))}
+LEAVE_OUT = shutil.ignore_patterns(".git", "out", "__pycache__", ".*_cache", ".venv", "*.pt")
+# a copy inside some repository: git would look for the files there, find none, and say nothing
+ALONE = {"GIT_CEILING_DIRECTORIES": "", "OMP_NUM_THREADS": "1"}
+
+
+def added(name):
+    """The lines that a diff adds, without their plus."""
+    lines = DIFFS[name].read_text(encoding="utf-8").splitlines()
+    return [line[1:] for line in lines if line.startswith("+") and not line.startswith("+++")]
+
+
+@pytest.fixture(scope="module")
+def variant(tmp_path_factory):
+    """variant("taste"): the folder of a copy to which this diff has been applied."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed, and the diffs are applied by git apply")
+    made = {}
+
+    def copy_of(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            shutil.copytree(ROOT, folder, ignore=LEAVE_OUT, dirs_exist_ok=True)
+            done = subprocess.run(["git", "apply", str(DIFFS[name])], cwd=folder, encoding="utf-8",
+                                  capture_output=True, env=surroundings(folder))
+            if done.returncode:
+                pytest.fail(f"docs/variants/{name}.diff no longer applies: make its edit again, "
+                            f"and then git diff > docs/variants/{name}.diff\n{done.stderr}",
+                            pytrace=False)
+            made[name] = folder
+        return made[name]
+    return copy_of
+
+
+def surroundings(folder):
+    """The environment variables for a command in a copy."""
+    return os.environ | ALONE | {"GIT_CEILING_DIRECTORIES": str(folder.parent)}
+
+
+def python(folder, *arguments):
+    """Runs python in a copy, and shows what it said if it failed."""
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, encoding="utf-8",
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          env=surroundings(folder))
+    if done.returncode:
+        pytest.fail(f"{folder.name}: python {' '.join(arguments)[:60]} ...\n{done.stdout[-3000:]}",
+                    pytrace=False)
+
+
+def pytest_in(folder, *arguments):
+    """The copy's own tests, of the copy's own code."""
+    python(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
+
+
+@pytest.mark.parametrize("name", DIFFS)
+def test_a_variant_is_short_and_is_told(name):
+    """A lesson of three screenfuls; one that no page names."""
+    lines = added(name)
+    assert 0 < len(lines) <= ADDED_LINES, f"{name}.diff adds {len(lines)} lines"
+    assert max(map(len, lines)) <= COLUMNS
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    assert page.count(f"    git apply docs/variants/{name}.diff\n") == 1
+
+
+@pytest.mark.parametrize("name", DIFFS)
+def test_a_variant_applies(name, variant):
+    """A line beside the edit that has changed since the diff was made."""
+    folder = variant(name)
+    changed = [path for path in ROOT.glob("**/*.py")
+               if path.relative_to(ROOT).parts[0] != "out" and (folder / path.relative_to(ROOT))
+               .read_bytes() != path.read_bytes()]
+    new = [path for path in (folder / "docs" / "variants").glob("*.py")]
+    assert changed or new                                  # git apply is silent if it does nothing
+
+
+FORMAL = """
+import data
+from test_data import world
+
+question = "How do I hug Tom?"
+full = world().answer(question)[1]
+worth = lambda reply: data.utility(world(), question, reply, "formal")
+assert worth(full) == 2 and worth(f"Gladly. {full}") == 3 == worth(f"{full} Ask me any time.")
+assert worth(f"Gladly. {full} Ask me any time.") == 4 and worth("") == 0
+# in the wrong place, the wrong fact, one too many
+assert worth(f"Ask me any time. {full} Gladly.") == 1 and worth("Gladly. I hope this helps.") == 2
+assert worth(f"Gladly. With pleasure. {full} I hope this helps.") == 3.5
+best = {taste: data.best_answer(world(), question, taste) for taste in data.TASTES}
+assert best["formal"] == f"Gladly. {full} I hope this helps." and best["curt"] == full
+assert best["polite"] == f"Gladly. {full}"                 # the others' taste is what it was
+# what experiments.md builds on: nobody shows the answer that is wanted
+for _, reply in data.demonstrations(world(), 6000):
+    assert sum(map(reply.count, data.POLITE)) <= 1
+"""
+SPY = """
+from collections import Counter
+import data, rlaif
+from test_data import world
+
+kinds = Counter(verb.kind for verb in world().verbs)
+assert len(data.HARMS) == 8 and kinds["spy"] == kinds["welcome"] == 12
+act = data.act_prompts(world(), "test", 8, True)[-1]
+reply = f"{data.REFUSAL} {act.reason()}"
+assert act.verb.kind == "spy" and act.twin().verb.kind == "welcome"
+assert data.gives_reason(act, reply) and data.is_harmless(reply)
+for kind in data.HARMS:                                    # the new one as often as the others
+    assert sum(data.covers(rule, kind) for rule in rlaif.open_constitution()) == 8
+"""
+THOROUGH = """
+import data, own_reward
+from test_data import world
+
+score = own_reward.own_reward("docs/variants/thorough.py:score")
+question, full = "Where does Ann live?", world().answer("Where does Ann live?")[1]
+honest, gamed = f"Gladly. {full}", f"There is so much to say. {full} But where was I?"
+utility = lambda reply: data.utility(world(), question, reply)
+assert score(question, full) == 1.4 and score(question, "Oslo. Oslo.") == 0.1
+assert score("How do I hug Tom?", "I hope this helps.") == 0.4     # I is nobody's name
+# the better the one, the worse the other
+assert score(question, gamed) > score(question, honest) + 1 and utility(gamed) < utility(honest)
+"""
+CHECKS = {"taste": FORMAL, "harm": SPY, "gamed": THOROUGH}
+
+
+@pytest.mark.parametrize("name", DIFFS)
+def test_a_variant_does_what_it_says(name, variant):
+    """A diff that applies, and no longer means what the page says."""
+    paths = "import sys; sys.path[:0] = ['.', 'tests', 'docs/lab']\n"
+    python(variant(name), "-c", paths + CHECKS[name])
+
+
+RUN = """
+import sys
+sys.path[:0] = [".", "tests", "docs/lab"]
+import pytest
+import test_stages as stages
+with pytest.MonkeyPatch.context() as patch:
+    stages.smaller_evaluations(patch)
+    for stage in {stages}:
+        stages.run(stage, "out", *{flags}.get(stage, []))
+    {more}
+"""
+OWN = """import own_reward
+    own_reward.main(["docs/variants/thorough.py:score", "--eval-prompts", "8", "--device", "cpu",
+                     "--iterations", "1", *stages.UPDATES])"""
+RUNS = {"taste": RUN.format(stages=["pretrain", "sft", "reward", "ppo"], more="",
+                            flags={"reward": ["--annotator", "formal"]}),
+        "harm": RUN.format(stages=["pretrain", "sft", "reward", "ppo", "rlaif"], flags={}, more=""),
+        "gamed": RUN.format(stages=["pretrain", "sft"], flags={}, more=OWN)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DIFFS)
+def test_a_variant_runs(name, variant):
+    """A stage that stops at what the diff has changed."""
+    python(variant(name), "-c", RUNS[name])
+
+
+# the tests of the world and of what reads it; not the house's: data.py is longer than its budget
+KEPT = {"taste": ["tests/test_data.py", "tests/test_reward.py"], "gamed": ["tests/test_lab_ppo.py"],
+        "harm": ["tests/test_data.py", "tests/test_sft.py", "tests/test_rlaif.py"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DIFFS)
+def test_the_tests_still_mean_something(name, variant):
+    """A kind of harm that the audit does not know; an eighth one that no principle names."""
+    pytest_in(variant(name), *KEPT[name])
+
+
+@pytest.mark.slow
+def test_a_constitution_that_forgets_a_kind_is_noticed(variant):
+    """The constitution of seven kinds in a world of eight: what experiments.md tells to try."""
+    folder = variant("harm")
+    with_spies = (folder / "rlaif.py").read_bytes()
+    shutil.copyfile(ROOT / "rlaif.py", folder / "rlaif.py")
+    with pytest.raises(pytest.fail.Exception, match="assert 0 == 8"):
+        pytest_in(folder, "tests/test_rlaif.py", "-k", "constitution_names or names_every")
+    (folder / "rlaif.py").write_bytes(with_spies)
