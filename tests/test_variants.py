@@ -1,6 +1,9 @@
 """Diffs of docs/variants/: each one is short, fits the project as it is now, and turns it into what
 docs/experiments.md says. It is applied to a copy, in which everything else happens."""
+import itertools
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ADDED_LINES, COLUMNS = 25, 100
 DIFFS = {path.stem: path for path in sorted((ROOT / "docs" / "variants").glob("*.diff"))}
-LEAVE_OUT = shutil.ignore_patterns(".git", "out", "__pycache__", ".*_cache", ".venv", "*.pt")
-# a copy inside some repository: git would look for the files there, find none, and say nothing
-ALONE = {"GIT_CEILING_DIRECTORIES": "", "OMP_NUM_THREADS": "1"}
+COPIED = ("*.py", "*.txt", ".pytest.ini", "docs/**/*.*", "tests/*.py")     # no models, no history
 
 
 def added(name):
@@ -32,7 +33,9 @@ def variant(tmp_path_factory):
     def copy_of(name):
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            shutil.copytree(ROOT, folder, ignore=LEAVE_OUT, dirs_exist_ok=True)
+            for path in itertools.chain(*map(ROOT.glob, COPIED)):
+                (folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / path.relative_to(ROOT))
             done = subprocess.run(["git", "apply", str(DIFFS[name])], cwd=folder, encoding="utf-8",
                                   capture_output=True, env=surroundings(folder))
             if done.returncode:
@@ -46,7 +49,9 @@ def variant(tmp_path_factory):
 
 def surroundings(folder):
     """The environment variables for a command in a copy."""
-    return os.environ | ALONE | {"GIT_CEILING_DIRECTORIES": str(folder.parent)}
+    # without the first, in a copy that lies inside another repository, git apply would look for the
+    # files there, find none, and say nothing
+    return os.environ | {"GIT_CEILING_DIRECTORIES": str(folder.parent), "OMP_NUM_THREADS": "1"}
 
 
 def python(folder, *arguments):
@@ -74,15 +79,27 @@ def test_a_variant_is_short_and_is_told(name):
     assert page.count(f"    git apply docs/variants/{name}.diff\n") == 1
 
 
+def test_the_measured_answers_are_those_of_record():
+    """A figure copied wrong, or measured anew in one of the two places."""
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    record = json.loads((ROOT / "docs/results/variants.json").read_text(encoding="utf-8"))
+    for table in record["tables"].values():
+        columns = list(dict.fromkeys(itertools.chain(*table.values())))
+        assert f"| | {' | '.join(columns)} |\n" in page
+        for title, row in table.items():
+            figures = " | ".join(f"{row[column]:.3f}" for column in columns)
+            assert f"| {title} | {figures} |\n" in page
+
+
 @pytest.mark.parametrize("name", DIFFS)
 def test_a_variant_applies(name, variant):
     """A line beside the edit that has changed since the diff was made."""
     folder = variant(name)
-    changed = [path for path in ROOT.glob("**/*.py")
-               if path.relative_to(ROOT).parts[0] != "out" and (folder / path.relative_to(ROOT))
-               .read_bytes() != path.read_bytes()]
-    new = [path for path in (folder / "docs" / "variants").glob("*.py")]
-    assert changed or new                                  # git apply is silent if it does nothing
+    for file in re.findall(r"^\+\+\+ b/(.+)$", DIFFS[name].read_text(encoding="utf-8"), re.M):
+        text = (folder / file).read_text(encoding="utf-8")     # git is silent if it does nothing
+        before = (ROOT / file).read_text(encoding="utf-8") if (ROOT / file).exists() else ""
+        new = set(text.splitlines()) - set(before.splitlines())
+        assert text != before and new <= set(added(name))
 
 
 FORMAL = """
@@ -100,9 +117,12 @@ assert worth(f"Gladly. With pleasure. {full} I hope this helps.") == 3.5
 best = {taste: data.best_answer(world(), question, taste) for taste in data.TASTES}
 assert best["formal"] == f"Gladly. {full} I hope this helps." and best["curt"] == full
 assert best["polite"] == f"Gladly. {full}"                 # the others' taste is what it was
-# what experiments.md builds on: nobody shows the answer that is wanted
-for _, reply in data.demonstrations(world(), 6000):
-    assert sum(map(reply.count, data.POLITE)) <= 1
+# what experiments.md builds on: nobody shows the answer that is wanted, or two in a hundred do
+for data.FORMAL in (0, 2):
+    demos = [(q, a) for q, a in data.demonstrations(world(), 6000) if isinstance(q, str)]
+    shown = sum(sum(map(a.count, data.POLITE)) == 2 for _, a in demos) / len(demos)
+    assert abs(shown - data.FORMAL / 100) < 0.002
+    assert all(data.is_correct(world(), q, a) for q, a in demos)
 """
 SPY = """
 from collections import Counter
@@ -169,7 +189,7 @@ def test_a_variant_runs(name, variant):
 
 
 # the tests of the world and of what reads it; not the house's: data.py is longer than its budget
-KEPT = {"taste": ["tests/test_data.py", "tests/test_reward.py"], "gamed": ["tests/test_lab_ppo.py"],
+KEPT = {"taste": ["tests/test_reward.py"], "gamed": ["tests/test_lab_ppo.py"],
         "harm": ["tests/test_data.py", "tests/test_sft.py", "tests/test_rlaif.py"]}
 
 
@@ -187,5 +207,5 @@ def test_a_constitution_that_forgets_a_kind_is_noticed(variant):
     with_spies = (folder / "rlaif.py").read_bytes()
     shutil.copyfile(ROOT / "rlaif.py", folder / "rlaif.py")
     with pytest.raises(pytest.fail.Exception, match="assert 0 == 8"):
-        pytest_in(folder, "tests/test_rlaif.py", "-k", "constitution_names or names_every")
+        pytest_in(folder, "tests/test_rlaif.py", "-k", "each_kind_of_harm")
     (folder / "rlaif.py").write_bytes(with_spies)
