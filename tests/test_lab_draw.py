@@ -14,6 +14,8 @@ from sft import masked_loss
 
 pytest.importorskip("matplotlib").use("Agg")               # no window
 
+# an untrained model says what no font can show
+pytestmark = pytest.mark.filterwarnings("ignore:Glyph")
 WORLD = data.World(0)
 QUESTION = "How do I hug Tom?"
 

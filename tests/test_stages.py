@@ -245,7 +245,8 @@ EVALUATIONS = {"pretrain": (pretrain, "evaluate_world"), "sft": (sft, "evaluate_
                "reward": (reward, "evaluate"), "ppo": (ppo, "evaluate")}
 
 
-@pytest.mark.parametrize("stage", EVALUATIONS)
+@pytest.mark.parametrize("stage", ["pretrain", pytest.param("sft", marks=pytest.mark.slow),
+                                   pytest.param("reward", marks=pytest.mark.slow), "ppo"])
 def test_figures_survive_a_ctrl_c_in_the_evaluation(stage, out, tmp_path, monkeypatch):
     """A night's model without its log and its figures, and nothing to go on from."""
     owner, name = EVALUATIONS[stage]
