@@ -1065,8 +1065,7 @@ def open_text(path):
     except FileNotFoundError:
         raise SystemExit(f"{path} not found: check the path") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:   # before OSError: one is
-        raise SystemExit(f"{path} is not a whole gzip file ({error}): fetch it again, or drop .gz "
-                         "from its name") from None
+        raise SystemExit(f"{path} is not a whole gzip file ({error}): fetch it again") from None
     except OSError as error:
         raise SystemExit(f"{path} cannot be read ({error.strerror})") from None
 

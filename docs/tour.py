@@ -15,6 +15,7 @@ os.environ["TQDM_DISABLE"] = "1"                           # no bars: they would
 places = [Path.cwd(), *Path.cwd().parents]
 root = next(place for place in places if (place / "pretrain.py").exists())
 sys.path[:0] = [str(root), str(root / "docs" / "lab")]
+os.chdir(root)                                             # so that names of files are short
 import matplotlib.pyplot as plt
 
 import data
@@ -28,7 +29,7 @@ import rlaif
 import sft
 from model import answer, load_gpt
 
-OUT = root / "out" / "tour"
+OUT = Path("out/tour")
 SIZES = {"pretrain": "--steps 1500", "sft": "--demonstrations 3000 --epochs 2",
          "reward": "--prompts 2000", "ppo": "--iterations 12 --eval-prompts 200",
          "rlaif": "--red-team 400 --helpful 800 --label-prompts 250 --iterations 10 "
