@@ -307,7 +307,7 @@ def test_bfloat16_trains_float32_weights(tmp_path, monkeypatch):
     args = training_args(grad_accum=2)
     progress = tmp_path / "p.pt", args
     history = pretrain.train(model, lambda step: padded_rows(), args, lambda: {}, progress)
-    assert history[-1]["train_loss_nats"] < 0.2 and set(logits) == {torch.bfloat16}
+    assert history[-1]["train_loss_nats"] < 0.4 and set(logits) == {torch.bfloat16}
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
