@@ -37,6 +37,19 @@ def test_the_tour_goes_through_all_stages_in_order():
     assert re.findall(r'^run\("(\w+)"', code, re.M) == ["pretrain", "sft", "reward", "ppo", "rlaif"]
 
 
+def test_the_page_is_made_of_the_script_and_names_no_place():
+    """A page that was not made again after a change; the folders of whoever made it."""
+    page = DOCS / "tour.ipynb"
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    made = notebook.cells_of((DOCS / "tour.py").read_text(encoding="utf-8"))
+    assert [(cell["cell_type"] == "code", "".join(cell["source"])) for cell in cells] == made
+    assert page.stat().st_size < 1e6
+    told = [text for cell in cells for output in cell.get("outputs", ())
+            for text in output.get("text", ())]
+    assert any("wrote" in text for text in told)
+    assert not any(re.search(r"(^|\s)(/|[A-Z]:\\)\w", text) for text in told)
+
+
 @pytest.mark.slow
 def test_the_tour_runs(tmp_path):
     """A page that was made once, of functions that have changed since."""
