@@ -998,7 +998,7 @@ def chat_example(tokenizer, question, answer):
 def decode_reply(tokenizer, ids):
     """The ids of an answer -> its text, up to end-of-text."""
     ids = list(ids)
-    end = ids.index(tokenizer.eot) if tokenizer.eot in ids else len(ids)   # more is nobody's
+    end = ids.index(tokenizer.eot) if tokenizer.eot in ids else len(ids)   # there it ended
     return tokenizer.decode(ids[:end]).strip()
 
 def pad_rows(rows, value, left=False):
@@ -1018,7 +1018,8 @@ def length_batches(lengths, batch_size, *key):
         sorted                    4 5 8 9           neighbours are alike
         batches                   [4 5] [8 9]       2 tokens of padding, not 8 as in [8 5] [9 4]
         in random order           [8 9] [4 5]       else every epoch went from short to long"""
-    rng = np.random.default_rng([zlib.crc32(str(k).encode()) for k in key])    # hash() varies
+    # a checksum, for hash() of a str changes from run to run
+    rng = np.random.default_rng([zlib.crc32(str(k).encode()) for k in key])
     # 16 batches: enough to find others of one's length, few enough to stay random
     order, chunk_size, batches = rng.permutation(len(lengths)), batch_size * 16, []
     for start in range(0, len(order), chunk_size):
@@ -1064,7 +1065,7 @@ def open_text(path):
                                  "convert it first") from None
     except FileNotFoundError:
         raise SystemExit(f"{path} not found: check the path") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:   # before OSError: one is
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:   # first: one is an OSError
         raise SystemExit(f"{path} is not a whole gzip file ({error}): fetch it again") from None
     except OSError as error:
         raise SystemExit(f"{path} cannot be read ({error.strerror})") from None
