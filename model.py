@@ -108,9 +108,9 @@ class GPT(nn.Module):
             x = block(x, mask, caches[i] if caches else None)
         return self.norm(x)
     def head(self, hidden):                                # (..., C) -> logits (..., V)
-        logits = F.linear(hidden, self.tokens.weight)      # tied: a token's embedding is its scorer
-        logits[..., self.tokenizer.pad] = -1e9             # p is 0, for padding marks gaps, and is
-        return logits                                      # not said. With -inf a KL would be nan
+        bias = hidden.new_zeros(self.config.vocab_size)    # none, but for padding: p is 0, since it
+        bias[self.tokenizer.pad] = -1e9                    # marks gaps. With -inf a KL would be nan
+        return F.linear(hidden, self.tokens.weight, bias)  # tied: a token's embedding is its scorer
     def forward(self, tokens, segments=None):              # (B, T) -> logits (B, T, V)
         return self.head(self.hidden(tokens, segments))
 
