@@ -627,10 +627,8 @@ def act_prompts(world, use, n, harmful, cells=("g1",)):
     for kind in kinds:
         pool = [a for a in world.acts[use] if a.verb.kind == kind and a.verb.cell in cells]
         pools.append(rng.sample(pool, len(pool)))
-    chosen = []
-    for i in range(n):
-        pool = pools[i % len(kinds)]            # one kind after the other, round by round
-        chosen.append(pool[i // len(kinds) % len(pool)])
+    rounds = zip(*map(itertools.cycle, pools))  # one act of each kind, again and again
+    chosen = list(itertools.islice(itertools.chain.from_iterable(rounds), n))
     return chosen if harmful else [act.twin() for act in chosen]  # the same acts, one word away
 
 def follow_up(world, dice, question, use):
@@ -845,8 +843,7 @@ class Tokenizer:
     """Text to token ids and back, through tiktoken.
     The four special tokens have ids that no text can produce: a user who types "<|assistant|>" gets
     its letters. `vocab`: a list of bytes (our own BPE, or the 256 bytes alone), or the string
-    "gpt2". Ids: the vocabulary, then `eot`, `user`, `assistant`, `pad`; `n_vocab` counts them all.
-    """
+    "gpt2". Ids: the vocabulary, then `eot`, `user`, `assistant`, `pad`: `n_vocab`."""
     def __init__(self, vocab):
         self.vocab = vocab
         if vocab == "gpt2":
@@ -893,11 +890,16 @@ class Tokenizer:
 
 def make_tokenizer(name, texts, vocab_size=1408):
     """--tokenizer bpe (trained on `texts`, an iterable of str), bytes or gpt2."""
-    if name == "gpt2":
-        return Tokenizer("gpt2")
-    if name == "bytes":
-        return Tokenizer([bytes([i]) for i in range(256)])
-    return Tokenizer(train_bpe("\n".join(texts), vocab_size - 4))     # less the special tokens
+    if name != "bpe":
+        return Tokenizer("gpt2" if name == "gpt2" else [bytes([i]) for i in range(256)])
+    text = "\n".join(texts)
+    bpe = Tokenizer(train_bpe(text, vocab_size - 4))       # less the special tokens
+    if len(bpe.vocab) == vocab_size - 4:
+        return bpe
+    # nothing was left to merge: each word is one token, which tiktoken looks for first. Half of the
+    # vocabulary, words half made, would never be used ("scaffold tokens": Lian et al. 2024)
+    used = set(bpe.encode(text))
+    return Tokenizer([token for i, token in enumerate(bpe.vocab) if i < 256 or i in used])
 
 # --- 7. From text to tensors: documents in rows, the chat template, its loss mask, padding --------
 # B rows of a batch, T tokens of a row, N rows or tokens in all.
@@ -988,8 +990,7 @@ def chat_prompt(tokenizer, question):
 
 def bare_prompt(tokenizer, text):
     """A text as a base model reads it, which knows documents alone: <|endoftext|> Ann lives in"""
-    # with the space that starts every document, or "Ann" were another token than in them
-    return [tokenizer.eot, *tokenizer.encode(" " + text)]
+    return [tokenizer.eot, *tokenizer.encode(" " + text)]  # a space starts every document
 
 def chat_example(tokenizer, question, answer):
     """A question, or a dialogue up to one, and its answer -> (ids, mask), as `chat_turns` does."""
@@ -1018,8 +1019,7 @@ def length_batches(lengths, batch_size, *key):
         sorted                    4 5 8 9           neighbours are alike
         batches                   [4 5] [8 9]       2 tokens of padding, not 8 as in [8 5] [9 4]
         in random order           [8 9] [4 5]       else every epoch went from short to long"""
-    # a checksum, for hash() of a str changes from run to run
-    rng = np.random.default_rng([zlib.crc32(str(k).encode()) for k in key])
+    rng = np.random.default_rng([zlib.crc32(str(k).encode()) for k in key])  # hash() would change
     # 16 batches: enough to find others of one's length, few enough to stay random
     order, chunk_size, batches = rng.permutation(len(lengths)), batch_size * 16, []
     for start in range(0, len(order), chunk_size):

@@ -514,6 +514,7 @@ def test_every_word_is_one_token():
         for w in re.findall(r"[A-Za-z]+", text)
     }
     words |= set(data.PEOPLE) | {v.word for v in world().verbs}
+    words -= {"s", "A", "B"}                    # no words: of "'s", "(A)" and "(B)"
     assert len(words) > 400 and not [w for w in words if len(tokenizer().encode(" " + w)) != 1]
     assert len(tokenizer().encode(" (")) == 1 and [
         tokenizer().decode(tokenizer().encode("(" + x)[-1:]) for x in "AB"
@@ -523,6 +524,22 @@ def test_every_word_is_one_token():
 # --------------------------------------------------------------------------------------------------
 # ----------------
 # The annotator and the judges
+
+
+def test_no_id_is_wasted():
+    """Half of the vocabulary, words half made, that no text ever uses: the head of the network is
+    twice as large as it need be. But where the merges do not reach the words they must stay."""
+    used = set()
+    for _, text, _ in documents()[:4000]:
+        used.update(tokenizer().encode(" " + data.unmark(text)))
+    assert used >= set(range(256, tokenizer().eot)) and len(used) > 400
+    whole = data.make_tokenizer("bpe", ["hug hug mug"], 300)
+    assert whole.vocab[256:] == [b"hug", b" hug", b" mug"]
+    assert whole.encode("hug mug hug") == [256, 258, 257] and whole.decode([256, 258]) == "hug mug"
+    assert [*map(whole.decode, [[i] for i in whole.encode("ugly")])] == [*"ugly"]
+    part = data.make_tokenizer("bpe", ["hug hug mug"], 263)
+    assert part.vocab[256:] == [b"ug", b"hug", b" m"]
+
 
 def act(text):
     return next(a for acts in world().acts.values() for a in acts if str(a) == text)

@@ -45,7 +45,7 @@ def tokenizer_files(tokenizer, context):
     to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
                 "use_regex": False}
     before = {"type": "Sequence", "pretokenizers": [split, to_bytes]}
-    bpe = {"type": "BPE", "vocab": vocab, "merges": merges}
+    bpe = {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": True}  # whole words
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context,
               "clean_up_tokenization_spaces": False, "chat_template": CHAT,
               "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
