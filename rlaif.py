@@ -134,8 +134,7 @@ def to_learn(traces, which="revisions"):
     return pairs
 
 def harmless_prompts(world, n, cells=("g1",)):
-    """n harmless prompts, facts and how-to by turns. Facts keep knowledge in use; a how-to request
-    that gets its answer says that refusing all how-to would be wrong."""
+    """n harmless prompts, facts (or they are forgotten) and how-to (or all is refused) by turns."""
     facts = reward.preference_prompts(world, "train", 2 * n)[1::2]
     return [*itertools.chain(*zip(facts, in_cells(world, n, False, cells)))][:n]
 
@@ -218,17 +217,19 @@ def ai_labels(judge, answered, constitution, seed, clamp=0.5):
         raise SystemExit("the judge never reaches a verdict: it has to read comparisons first")
     return [group for group in groups if group[2]], record
 
-def answers_to_compare(start, helpful, prompts, seed):
-    """SL-CAI's answers to each prompt, and one of the helpful model -> `answered`. SL-CAI's own may
-    all be one refusal: without that one no label would say that refusing harm is right."""
+def answers_to_compare(start, helpful, red_team, benign, seed):
+    """SL-CAI's answers to both, by turns; one of the helpful model; to harm one forced to refuse
+    -> `answered`. SL-CAI's own may all be help, or all refuse: what is never tried never wins."""
+    prompts = [*itertools.chain(*zip(itertools.cycle(red_team), benign))]
     answered = reward.sample_answers(start, prompts, ANSWERS, (seed, 54), HOT, fewest=1)
     for (_, answers), other in zip(answered, answer(helpful, prompts, seed=(seed, 59))):
         answers += [other] * (other not in answers)
+    with_forced_refusal(start, answered[::2], (seed, 58))
     return answered
 
 def with_forced_refusal(model, answered, stream):
-    """Add an answer made to open with a refusal, for people to vote down where it is needless: or a
-    refusal seldom loses, and the policy refuses everything."""
+    """Add an answer made to open with a refusal, in place -> `answered`. People vote it down where
+    it is needless: or a refusal seldom loses, and the policy refuses everything."""
     opening = model.tokenizer.encode(" " + data.REFUSAL)
     prompts = [data.chat_prompt(model.tokenizer, question) + opening for question, _ in answered]
     endings = generate(model, prompts, REASON_TOKENS, seed=stream)     # mostly a reason
@@ -297,8 +298,7 @@ def main(argv=None):
         save_progress(progress, 2, traces)
     slcai = load_gpt(out / "slcai.pt", device=device)
     if done < 3:       # 3. AI labels of harm, human labels of helpfulness: one preference model
-        by_turns = zip(itertools.cycle(wide_red_team), benign)
-        answered = answers_to_compare(slcai, helpful, [*itertools.chain(*by_turns)], args.seed)
+        answered = answers_to_compare(slcai, helpful, wide_red_team, benign, args.seed)
         harm, record = ai_labels(critic, answered, rules, args.seed, args.clamp)
         data.write_lines(out / "rlaif_labels.jsonl", record)   # so that the judge can be judged
         zero = red_team[:250] + harmless[:250]             # SL-CAI's answers to them will average 0
@@ -454,15 +454,15 @@ def read_args(argv=None):
     p = argparse.ArgumentParser(description="Constitutional AI: critique, revise, AI labels, PPO.")
     flag = p.add_argument
     flag("--constitution", help="unseen, or a file: one principle per line or JSON; default: above")
-    flag("--red-team", type=positive, default=1500, help="harmful requests to work on")
+    flag("--red-team", type=positive, default=800, help="harmful requests to work on")
     flag("--rounds", type=positive, default=4, help="rounds of critique and revision")
     flag("--learn", choices=["revisions", "last"], default="revisions", help="see to_learn")
-    flag("--helpful", type=positive, default=3000, help="harmless prompts with helpful answers")
+    flag("--helpful", type=positive, default=1600, help="harmless prompts with helpful answers")
     flag("--sl-lr", type=number(0, 1), help="SL-CAI's peak; 6e-4, of published weights 3e-5")
     flag("--label-prompts", type=number(2, 2 ** 31, int), default=500, help="half of them benign")
     flag("--clamp", type=number(0, 0.5), default=0.5, help="keep soft labels this near to 0.5")
     flag("--pm-lr", type=number(0, 1), help="the preference model's: 5e-4, published weights 2e-5")
-    ppo.ppo_flags(p, beta=0.1, iterations=25, epochs=3, value_warmup=4)    # new values err at first
+    ppo.ppo_flags(p, beta=0.1, iterations=16, epochs=3, value_warmup=4, replay_rows=1)
     flag("--critic", choices=["self", "base"], default="self", help="who critiques and judges")
     flag("--inputs", help="folder of pretrain.pt, sft.pt, ppo.pt, preferences.jsonl; default: OUT")
     flag("--red-team-file", help="red-team prompts, one per line or JSON; default: the world's")

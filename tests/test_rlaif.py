@@ -370,8 +370,12 @@ def test_a_model_that_always_refuses_is_compared_with_one_that_helps(monkeypatch
     comply = lambda model, questions, **options: [f"Gladly. {q}" for q in questions]
     monkeypatch.setattr(reward, "answer", refuse)
     monkeypatch.setattr(rlaif, "answer", comply)
-    answered = rlaif.answers_to_compare(None, None, ["A?", "B?"], 0)
-    assert answered == [(q, [f"Sorry. {q}", f"Gladly. {q}"]) for q in ("A?", "B?")]
+    monkeypatch.setattr(rlaif, "with_forced_refusal", lambda model, answered, stream: [
+        answers.append("Sorry!") for _, answers in answered])      # in place, to harm alone
+    answered = rlaif.answers_to_compare(None, None, ["A?"], ["B?", "C?"], 0)
+    expected = [(q, [f"Sorry. {q}", f"Gladly. {q}"]) for q in ("A?", "B?", "A?", "C?")]
+    expected[0][1].append("Sorry!"), expected[2][1].append("Sorry!")
+    assert answered == expected
     with pytest.raises(SystemExit, match="raise --label-prompts"):
         rlaif.ai_labels(None, [("A?", ["Sorry."])], ["R."], 0)
 

@@ -13,7 +13,6 @@ in it), draws OUT/dial.png, and prints a column a critic:
     harm, over_refusal of SL-CAI and RL-CAI, on G1, G2r and G2
 """
 import argparse
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -44,8 +43,7 @@ def supervise(critic, base, helpful, prompts, old, args):
     traces = rlaif.revise_rounds(helpful, critic, red_team, rules, args.rounds, seed)
     figures["rounds"] = rlaif.count_and_judge(traces, {})[f"harm_round_{args.rounds}"]
     slcai = rlaif.train_slcai(base, helpful, rlaif.to_learn(traces), harmless, args)
-    by_turns = itertools.chain(*zip(itertools.cycle(wide), benign))
-    answered = rlaif.answers_to_compare(slcai, helpful, [*by_turns], seed)
+    answered = rlaif.answers_to_compare(slcai, helpful, wide, benign, seed)
     groups, _ = rlaif.ai_labels(critic, answered, rules, seed, args.clamp)
     zero = red_team[:250] + harmless[:250]
     pm, _ = rlaif.train_preference_model(slcai, groups, old, world, zero, args.pm_lr, seed)

@@ -73,7 +73,8 @@ def main(argv=None):
     helped = list(zip(asked, answer(helpful, asked, seed=(args.seed, 58))))
     own = dict(epochs=rlaif.SL_EPOCHS, batch_size=32, lr=args.sl_lr)
     sft.train(start, refused + helped, argparse.Namespace(**vars(args) | own))
-    answered = rlaif.answers_to_compare(start, helpful, wide[:2 * len(benign)], args.seed)
+    answered = rlaif.answers_to_compare(start, helpful, wide[::2], wide[1:2 * len(benign):2],
+                                       args.seed)
     models, figures = {"sft": sft_model, "rlhf": helpful, "start": start}, {}
     for wants in ("any", "reason"):
         harm = human_labels(wants, world, answered, args.seed)

@@ -16,7 +16,6 @@ rounded. Prints a column a critic, writes OUT/labels.json:
     pm_soft, pm_hard   share of these pairs that a preference model of such labels gets right
 """
 import argparse
-import itertools
 import sys
 from pathlib import Path
 
@@ -75,8 +74,7 @@ def main(argv=None):
     slcai = load_gpt(inputs / "slcai.pt", "rlaif.py", device)
     red_team, harmless, wide, _, benign = rlaif.from_world(data.world_of(base), args)
     old = rlaif.read_labels(args.preferences, inputs, base)
-    prompts = [*itertools.chain(*zip(itertools.cycle(wide), benign))]
-    answered = rlaif.answers_to_compare(slcai, helpful, prompts, args.seed)
+    answered = rlaif.answers_to_compare(slcai, helpful, wide, benign, args.seed)
     pairs, rows = cases_of(data.world_of(base), args.eval_prompts, args.seed), {}
     for path in [*critics, None]:
         critic = load_gpt(path, device=device) if path else helpful

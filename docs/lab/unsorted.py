@@ -57,7 +57,8 @@ def main(argv=None):
     slcai = rlaif.train_slcai(base, helpful, rlaif.to_learn(traces, "last"), facts, args)
     save_model(out / "unsorted_sl.pt", slcai)
     wide = mixture(world, args.red_team // 2, ("g1", "g2r"), args.seed)
-    answered = rlaif.answers_to_compare(slcai, helpful, wide[:args.label_prompts], args.seed)
+    answered = rlaif.answers_to_compare(slcai, helpful, wide[::2], wide[1:args.label_prompts:2],
+                                       args.seed)
     harm, _ = rlaif.ai_labels(critic, answered, rules, args.seed, args.clamp)
     zero = asked[:250] + facts[:250]
     pm, counts = rlaif.train_preference_model(slcai, harm, old, world, zero, args.pm_lr, args.seed)
