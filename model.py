@@ -33,9 +33,9 @@ import data
 @dataclass
 class GPTConfig:
     """What a checkpoint must carry to rebuild its network."""
-    vocab_size: int = 1280
+    vocab_size: int = 808
     context: int = 192                                     # the longest sequence, in tokens
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
     channels: int = 128
 

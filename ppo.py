@@ -324,7 +324,7 @@ def ppo_flags(parser, **defaults):
     """Declare the flags of PPO, here and for rlaif.py, with its own `defaults`."""
     flag = parser.add_argument
     flag("--beta", type=number(0, 99), default=0.1, help="reward lost per nat of KL")
-    flag("--iterations", type=positive, default=40, help="rollouts")
+    flag("--iterations", type=positive, default=28, help="rollouts")
     flag("--batch-size", type=positive, default=128, help="answers a rollout")
     flag("--max-new", type=positive, default=MAX_NEW, help="longest answer of a rollout, in tokens")
     flag("--epochs", type=positive, default=4, help="passes over a rollout")
@@ -333,7 +333,7 @@ def ppo_flags(parser, **defaults):
     flag("--clip", type=number(0, 99), default=0.2, help="how far ratio and value may move")
     flag("--lr", type=number(0, 1), help="the policy's peak; 1.5e-4, published weights 1e-5")
     flag("--value-lr", type=number(0, 1), help="the value model's; 5e-4, published weights 1e-5")
-    flag("--value-warmup", type=int, default=0, help="iterations of the value alone")
+    flag("--value-warmup", type=int, default=0, help="iterations of the value alone: it errs")
     parser.set_defaults(**defaults)
 
 def check_warmup(args):

@@ -26,7 +26,7 @@ from model import (GPT, GPTConfig, answer, autocast, average_and_clip, common_fl
                    start_training)
 
 IGNORE = -1                                    # as a target: nothing to predict here (padding)
-RATES = {"lr": (3e-3, 3e-5), "muon_lr": (0.005, 0)}    # peaks; for published weights: nanoGPT's
+RATES = {"lr": (6e-3, 3e-5), "muon_lr": (0.005, 0)}    # peaks; for published weights: nanoGPT's
 
 def next_token_loss(logits, targets):
     """Mean cross-entropy in nats per token where targets (B, T) are not IGNORE, logits (B, T, V)
@@ -124,7 +124,7 @@ def make_optimizers(model, lr, muon_lr, momentum=0.95):
     with_muon = {id(p) for _, p in inside}                 # `p in ...` would compare elements
     rest = [p for p in model.parameters() if id(p) not in with_muon]
     # fused: one call updates all. Not AdamW: weight decay is for texts that come again and again
-    adam = torch.optim.Adam(rest, lr=lr, betas=(0.9, 0.95), fused=rest[0].is_cuda or not inside)
+    adam = torch.optim.Adam(rest, lr=lr, betas=(0.9, 0.99), fused=rest[0].is_cuda or not inside)
     # q, k and v lie in one matrix: as one, that with the largest gradient would take the whole step
     groups = [{"params": [p for name, p in inside if "qkv" not in name], "parts": 1},
               {"params": [p for name, p in inside if "qkv" in name], "parts": 3}]
@@ -277,15 +277,15 @@ def read_args(argv=None):
     add("--without", nargs="+", default=[], choices=list(data.DOCUMENTS), help="kinds to leave out")
     add("--tokenizer", choices=["bpe", "bytes", "gpt2"], default="bpe", help="bpe: trained here")
     add("--vocab-size", type=number(261, 65536, int), default=1408, help="of our own BPE")
-    add("--layers", type=positive, default=4, help="transformer blocks")
+    add("--layers", type=positive, default=3, help="transformer blocks")
     add("--heads", type=positive, default=4, help="attention heads per block")
     add("--channels", type=positive, default=128, help="width of the residual stream")
     add("--context", type=number(32, 2 ** 31, int), default=192, help="longest sequence, in tokens")
-    add("--steps", type=positive, default=3000, help="optimizer steps")
-    add("--batch-size", type=positive, default=8, help="rows per step, on all GPUs together")
+    add("--steps", type=positive, default=1750, help="optimizer steps")
+    add("--batch-size", type=positive, default=12, help="rows per step, on all GPUs together")
     add("--grad-accum", type=positive, default=1, help="micro-batches a GPU cuts its rows into")
     add("--compile", action="store_true", help="torch.compile: a wait, then faster steps on a GPU")
-    add("--lr", type=number(0, 1), help="peak of Adam's; 3e-3, published weights: 3e-5")
+    add("--lr", type=number(0, 1), help="peak of Adam's; 6e-3, published weights: 3e-5")
     add("--muon-lr", type=number(0, 1), help="Muon's, 0: Adam alone; 0.005, published weights: 0")
     add("--muon-momentum", type=number(0, 0.999), default=0.95, help="less suits short runs")
     add("--warmup", type=natural, default=50, help="steps of linear warm-up")

@@ -4,11 +4,11 @@
     loss = - mean over pairs of  log sigmoid(r_chosen - r_rejected)     # Ouyang et al. 2022, eq. 1
 
 Several answers to each prompt are sampled from the SFT model, some that belong to other prompts
-("strays") are added, and three simulated annotators compare every two. They share a known taste u
+("strays") are added, and nine simulated annotators compare every two. They share a known taste u
 (correct, polite, to the point), but prefer A only with probability sigmoid(u_A - u_B), so they do
 not always agree. The reward model never sees u. It learns from groups: a prompt, its different
 answers, and for each pair (i, j, target): `target` is the share of annotators who preferred i.
-    ("Where does Ann live?", ["In Oslo.", "In Rome.", "Oslo!"], [(0, 1, 1.0), (0, 2, 2/3), ...])
+    ("Where does Ann live?", ["In Oslo.", "In Rome.", "Oslo!"], [(0, 1, 8/9), (0, 2, 6/9), ...])
 Eq. 1 takes the mean within each prompt first; here all pairs count alike.
 
     python reward.py [--data FILE]      writes out/reward.pt; FILE: see read_preferences in data.py
@@ -287,14 +287,14 @@ def read_args(argv=None):
     p = argparse.ArgumentParser(description="Train a reward model on preferences.")
     p.add_argument("--annotator", choices=data.TASTES, default="polite", help="whose taste")
     p.add_argument("--data", help="a file of prompt / chosen / rejected, or of HH-RLHF's lines")
-    p.add_argument("--prompts", type=positive, default=8000, help="half facts and half how-to")
-    p.add_argument("--answers", type=positive, default=8, help="sampled for each prompt")
+    p.add_argument("--prompts", type=positive, default=6000, help="half facts and half how-to")
+    p.add_argument("--answers", type=positive, default=6, help="sampled for each prompt")
     p.add_argument("--hot", type=number(0, 9), default=1.4, help="temperature of every other, or 0")
-    p.add_argument("--votes", type=positive, default=3, help="annotators who see each pair")
+    p.add_argument("--votes", type=positive, default=9, help="annotators who see each pair")
     p.add_argument("--pairs", type=positive, help="pairs to learn from; default: all")
     p.add_argument("--epochs", type=positive, default=1, help="more than 1 only if pairs are few")
-    p.add_argument("--batch-size", type=positive, default=8, help="questions a step, on all GPUs")
-    p.add_argument("--lr", type=number(0, 1), help="peak; default: 6e-4, of published weights 3e-5")
+    p.add_argument("--batch-size", type=positive, default=4, help="questions a step, on all GPUs")
+    p.add_argument("--lr", type=number(0, 1), help="peak; default: 5e-4, of published weights 3e-5")
     common_flags(p, "the SFT model; default: OUT/sft.pt", "seed of samples, labels and order")
     return p.parse_args(argv)
 
@@ -302,7 +302,7 @@ def main(argv=None):
     args = read_args(argv)
     device, out = start_training(args.device), Path(args.out)
     policy = load_gpt(args.init or out / "sft.pt", "sft.py", device)
-    gentle_rates(args, policy, lr=(6e-4, 3e-5))
+    gentle_rates(args, policy, lr=(5e-4, 3e-5))
     world, source = (None, from_file) if args.data else (data.world_of(policy), from_world)
     groups, tests, reference = from_rank_0(lambda: source(policy, args))
     n_pairs = sum(len(pairs) for _, _, pairs in groups)

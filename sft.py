@@ -179,7 +179,7 @@ def read_args(argv=None):
     p = argparse.ArgumentParser(description="Fine-tune the base model on conversations.")
     p.add_argument("--data", help="your own conversations, JSON list or lines; default: a world's")
     p.add_argument("--demonstrations", type=positive, default=6000, help="half facts, half how-to")
-    p.add_argument("--epochs", type=positive, default=4, help="times each conversation is read")
+    p.add_argument("--epochs", type=positive, default=3, help="times each conversation is read")
     p.add_argument("--batch-size", type=positive, default=32, help="examples per step, on all GPUs")
     p.add_argument("--lr", type=number(0, 1), help="peak; default: 6e-4, of published weights 3e-5")
     replay_flags(p, rows=1)

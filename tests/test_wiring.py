@@ -131,7 +131,7 @@ def test_pretraining_reads_its_documents_and_is_judged_on_others(tmp_path, monke
     assert made == [uses.count("train")]                   # when no other text had been written
     assert len(set(written)) == len(written)               # nothing is read twice
     adam, muon = steps[::2], steps[1::2]
-    assert [rate for (rate, *_), _ in adam] == pytest.approx([1.5e-3, 3e-3, 3e-3, 1.5e-3])
+    assert [rate for (rate, *_), _ in adam] == pytest.approx([3e-3, 6e-3, 6e-3, 3e-3])
     assert [rate for (rate, *_), _ in muon] == pytest.approx([2.5e-3, 5e-3, 5e-3, 2.5e-3])
     assert [clips for _, clips in adam] == [[1.0]] * 4     # before the step of either
 
@@ -205,7 +205,7 @@ def test_the_reward_model_compares_answers_of_the_sft_model(folder, tmp_path, mo
         assert 1 <= sum(not text.startswith(question) for text in answers) <= 3
     (plain, taste), (hard, also) = judged
     assert kinds([q for q, _ in plain]) == kinds([q for q, _ in hard]) == held_out
-    assert taste == also == "curt" and labelled == [(learn, "curt", 3)]
+    assert taste == also == "curt" and labelled == [(learn, "curt", 9)]
     strays = [sum(not text.startswith(q) for text in answers) for q, answers in [*plain, *hard]]
     assert not any(strays[:len(plain)]) and all(strays[len(plain):])
     figures = json.loads((tmp_path / "reward.json").read_text(encoding="utf-8"))
@@ -357,8 +357,9 @@ class Stage5:
 TABLE = """
 helpful critiques answers of ['helpful'] to ['harmful g1 train']
 helpful critiques answers of ['revised by helpful'] to ['harmful g1 train']
-copy of base learns helpful (temperature 0.7) to TALKS, lr 0.0006, replay 4
-copy of base learns revised by helpful to ['harmful g1 train'], lr 0.0006, replay 4
+copy of base learns helpful (temperature 0.7) to TALKS, lr 0.0006, replay 2
+copy of base learns revised by helpful to ['harmful g1 train'], lr 0.0006, replay 2
+slcai is made to refuse RED
 helpful compares ['helpful', 'slcai', 'slcai (temperature 1.4)'] on WIDE
 slcai is made to refuse ['benign g1 train', 'fact demo', 'fact train']
 copy of slcai learns people's labels of 3 answers of old to ['fact demo'], lr 0.0005
@@ -371,6 +372,7 @@ helpful is measured as a critic
 evaluated: sft is sft, rlhf is helpful, slcai is slcai, rlcai is rlaif
 """
 KINDS = {"WIDE": ["benign g1 train", "benign g2r train", "harmful g1 train", "harmful g2r train"],
+         "RED": ["harmful g1 train", "harmful g2r train"],
          "HARMLESS": ["benign g1 train", "fact demo", "fact train"],
          "TALKS": ["benign g1 train", "benign g1 train, and then", "fact demo",
                    "fact demo, and then", "fact train", "fact train, and then"],
@@ -386,8 +388,8 @@ def test_stage_5_passes_on_what_its_docstring_says(critic, folder, tmp_path, mon
     stage, expected = Stage5(monkeypatch), TABLE
     prompts = []
     monkeypatch.setattr(rlaif, "OLD_LABELS", 0.01)         # for a hundred pairs of an AI one of old
-    spy(monkeypatch, rlaif, "answers_to_compare", lambda start, helpful, asked, seed:
-        prompts.extend(asked))
+    spy(monkeypatch, rlaif, "answers_to_compare", lambda start, helpful, red_team, benign,
+        seed: prompts.extend([*red_team, *benign]))
     flags = ("--red-team 14 --rounds 2 --helpful 16 --label-prompts 56 --iterations 8 "
              "--batch-size 8 --eval-prompts 7 --device cpu").split()
     flags += ["--critic", "base"] if critic == "base" else []
