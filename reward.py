@@ -294,7 +294,7 @@ def read_args(argv=None):
     p.add_argument("--pairs", type=positive, help="pairs to learn from; default: all")
     p.add_argument("--epochs", type=positive, default=1, help="more than 1 only if pairs are few")
     p.add_argument("--batch-size", type=positive, default=4, help="questions a step, on all GPUs")
-    p.add_argument("--lr", type=number(0, 1), help="peak; default: 5e-4, of published weights 3e-5")
+    p.add_argument("--lr", type=number(0, 1), help="peak; default: 4e-4, of published weights 3e-5")
     common_flags(p, "the SFT model; default: OUT/sft.pt", "seed of samples, labels and order")
     return p.parse_args(argv)
 
@@ -302,7 +302,7 @@ def main(argv=None):
     args = read_args(argv)
     device, out = start_training(args.device), Path(args.out)
     policy = load_gpt(args.init or out / "sft.pt", "sft.py", device)
-    gentle_rates(args, policy, lr=(5e-4, 3e-5))
+    gentle_rates(args, policy, lr=(4e-4, 3e-5))
     world, source = (None, from_file) if args.data else (data.world_of(policy), from_world)
     groups, tests, reference = from_rank_0(lambda: source(policy, args))
     n_pairs = sum(len(pairs) for _, _, pairs in groups)
