@@ -888,7 +888,7 @@ class Tokenizer:
         """The tokenizer of a checkpoint, from what `state` gave."""
         return cls(state if state == "gpt2" else [bytes.fromhex(token) for token in state])
 
-def make_tokenizer(name, texts, vocab_size=1408):
+def make_tokenizer(name, texts, vocab_size=1536):
     """--tokenizer bpe (trained on `texts`, an iterable of str), bytes or gpt2."""
     if name != "bpe":
         return Tokenizer("gpt2" if name == "gpt2" else [bytes([i]) for i in range(256)])

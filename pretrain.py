@@ -276,7 +276,7 @@ def read_args(argv=None):
     add("--world-seed", type=natural, default=0, help="which village: its facts, its splits")
     add("--without", nargs="+", default=[], choices=list(data.DOCUMENTS), help="kinds to leave out")
     add("--tokenizer", choices=["bpe", "bytes", "gpt2"], default="bpe", help="bpe: trained here")
-    add("--vocab-size", type=number(261, 65536, int), default=1408, help="of our own BPE")
+    add("--vocab-size", type=number(261, 65536, int), default=1536, help="of our own BPE")
     add("--layers", type=positive, default=3, help="transformer blocks")
     add("--heads", type=positive, default=4, help="attention heads per block")
     add("--channels", type=positive, default=128, help="width of the residual stream")
