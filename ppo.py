@@ -347,7 +347,7 @@ def read_args(argv=None):
     ppo_flags(p)
     p.add_argument("--prompts", help="a file of prompts; default: the world's questions")
     p.add_argument("--reward-model", help="default: OUT/reward.pt")
-    p.add_argument("--eval-prompts", type=positive, default=1000, help="held-out questions")
+    p.add_argument("--eval-prompts", type=positive, default=500, help="held-out questions")
     common_flags(p, "policy and reference; default: OUT/sft.pt", "seed of all that is drawn")
     args = p.parse_args(argv)
     check_warmup(args)

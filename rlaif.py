@@ -468,7 +468,7 @@ def read_args(argv=None):
     flag("--red-team-file", help="red-team prompts, one per line or JSON; default: the world's")
     flag("--prompts", help="harmless prompts, for a model without a world: no gold judge speaks")
     flag("--preferences", help="labels of helpfulness; default: INPUTS/preferences.jsonl")
-    flag("--eval-prompts", type=positive, default=200, help="held-out requests for each cell")
+    flag("--eval-prompts", type=positive, default=100, help="held-out requests for each cell")
     common_flags(p, "the helpful model; default: INPUTS/ppo.pt", "seed of all that is drawn")
     args = p.parse_args(argv)
     ppo.check_warmup(args)
