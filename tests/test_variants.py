@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ADDED_LINES, COLUMNS = 25, 100
+ADDED_LINES, COLUMNS = {"dpo": 60, "rloo": 60, "grpo": 60}, 100       # the others: 25
+PAGES = ("docs/experiments.md", "docs/variants/README.md")
 DIFFS = {path.stem: path for path in sorted((ROOT / "docs" / "variants").glob("*.diff"))}
 COPIED = ("*.py", "*.txt", ".pytest.ini", "docs/**/*.*", "tests/*.py")     # no models, no history
 
@@ -73,10 +74,10 @@ def pytest_in(folder, *arguments):
 def test_a_variant_is_short_and_is_told(name):
     """A lesson of three screenfuls; one that no page names."""
     lines = added(name)
-    assert 0 < len(lines) <= ADDED_LINES, f"{name}.diff adds {len(lines)} lines"
+    assert 0 < len(lines) <= ADDED_LINES.get(name, 25), f"{name}.diff adds {len(lines)} lines"
     assert max(map(len, lines)) <= COLUMNS
-    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
-    assert page.count(f"    git apply docs/variants/{name}.diff\n") == 1
+    pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    assert pages.count(f"    git apply docs/variants/{name}.diff\n") == 1
 
 
 def test_the_measured_answers_are_those_of_record():
@@ -151,7 +152,51 @@ assert score("How do I hug Tom?", "I hope this helps.") == 0.4     # I is nobody
 # the better the one, the worse the other
 assert score(question, gamed) > score(question, honest) + 1 and utility(gamed) < utility(honest)
 """
-CHECKS = {"taste": FORMAL, "harm": SPY, "gamed": THOROUGH}
+DPO = """
+import math
+import torch
+import data, model as m, ppo, reward
+
+torch.manual_seed(0)
+tokenizer = data.make_tokenizer("bytes", [])
+policy = m.GPT(m.GPTConfig(tokenizer.n_vocab, 64, 1, 2, 16), tokenizer).eval()
+reference = m.copy_of(policy)
+examples = [data.chat_example(tokenizer, "Q?", text) for text in ("Yes.", "No, and why?")]
+assert ppo.implicit_rewards(policy, reference, examples, 0.1).abs().max() < 1e-6
+with torch.no_grad():                                      # by hand: one answer, token by token
+    policy.norm.bias += 0.5
+    for (ids, mask), found in zip(examples, ppo.implicit_rewards(policy, reference, examples, 0.1)):
+        logp = [model(torch.tensor([ids]))[0].log_softmax(-1) for model in (policy, reference)]
+        gained = sum(logp[0][t - 1, ids[t]] - logp[1][t - 1, ids[t]] for t in range(len(ids))
+                     if mask[t])
+        assert math.isclose(found, 0.1 * gained, abs_tol=1e-5)
+args = ppo.read_args(["--lr", "0.01", "--replay-rows", "0"])
+groups = [("Q?", ["Yes.", "No, and why?"], [(0, 1, 1.0)])] * 80
+history = ppo.learn_preferences(policy, reference, groups, args)
+first, second = ppo.implicit_rewards(policy, reference, examples, 0.1)
+assert first > second and history[-1]["loss_nats"] < math.log(2)
+"""
+RLOO = """
+import torch
+import ppo
+
+found = ppo.leave_one_out(torch.tensor([1., 2, 6, 3, 3, 3]), 3)
+assert found.tolist() == [-3, -1.5, 4.5, 0, 0, 0]
+"""
+GRPO = """
+import torch
+import ppo
+
+found = ppo.within_groups(torch.tensor([1., 2, 6, 3, 3, 3]), 3)
+assert torch.allclose(found, torch.tensor([-0.756, -0.378, 1.134, 0, 0, 0]), atol=1e-3)
+mask = torch.tensor([[1., 1, 0], [1, 0, 0]])
+assert ppo.mean_per_answer(torch.tensor([[1., 3, 9], [6, 9, 9]]), mask) == 4
+# its known bias: each token of a long wrong answer costs less than that of a short one
+logp = torch.zeros(2, 3, requires_grad=True)
+ppo.policy_loss(logp, logp.detach(), torch.full((2, 1), -1.0), mask).backward()
+assert logp.grad[0, 0] == logp.grad[1, 0] / 2 > 0
+"""
+CHECKS = {"taste": FORMAL, "harm": SPY, "gamed": THOROUGH, "dpo": DPO, "rloo": RLOO, "grpo": GRPO}
 
 
 @pytest.mark.parametrize("name", DIFFS)
@@ -166,6 +211,9 @@ import sys
 sys.path[:0] = [".", "tests", "docs/lab"]
 import pytest
 import test_stages as stages
+if "{name}" in ("rloo", "grpo"):                           # they have no value model to warm up
+    stages.FLAGS["rlaif"].remove("--value-warmup")
+    stages.FLAGS["rlaif"].remove("0")
 with pytest.MonkeyPatch.context() as patch:
     stages.smaller_evaluations(patch)
     for stage in {stages}:
@@ -175,10 +223,11 @@ with pytest.MonkeyPatch.context() as patch:
 OWN = """import own_reward
     own_reward.main(["docs/variants/thorough.py:score", "--eval-prompts", "8", "--device", "cpu",
                      "--iterations", "1", *stages.UPDATES])"""
-RUNS = {"taste": RUN.format(stages=["pretrain", "sft", "reward", "ppo"], more="",
-                            flags={"reward": ["--annotator", "formal"]}),
-        "harm": RUN.format(stages=["pretrain", "sft", "reward", "ppo", "rlaif"], flags={}, more=""),
-        "gamed": RUN.format(stages=["pretrain", "sft"], flags={}, more=OWN)}
+ALL = dict(stages=["pretrain", "sft", "reward", "ppo", "rlaif"], flags={}, more="")
+RUNS = {name: RUN.format(name=name, **ALL) for name in ("harm", "dpo", "rloo", "grpo")}
+RUNS["taste"] = RUN.format(name="taste", stages=ALL["stages"][:4], more="",
+                           flags={"reward": ["--annotator", "formal"]})
+RUNS["gamed"] = RUN.format(name="gamed", stages=ALL["stages"][:2], flags={}, more=OWN)
 
 
 @pytest.mark.slow
@@ -188,9 +237,18 @@ def test_a_variant_runs(name, variant):
     python(variant(name), "-c", RUNS[name])
 
 
+WITH_VALUES = ("advantages or lambda_one or whitening or value or baseline or real_token "
+               "or rewards or the_kl_fine or changes_no_update or diverges or scored or update "
+               "or stale or learns_to_stop or fine_is_for or equal_scores or shuffled "
+               "or old_log_probs or ratio_is_one or mask_covers or does_not_end")
 # the tests of the world and of what reads it; not the house's: data.py is longer than its budget
 KEPT = {"taste": ["tests/test_reward.py"], "gamed": ["tests/test_lab_ppo.py"],
-        "harm": ["tests/test_data.py", "tests/test_sft.py", "tests/test_rlaif.py"]}
+        "harm": ["tests/test_data.py", "tests/test_sft.py", "tests/test_rlaif.py"],
+        "dpo": ["tests/test_ppo.py", "tests/test_rlaif.py"],
+        # what a value model does is gone; GRPO's loss takes another mean
+        "rloo": ["tests/test_ppo.py", "tests/test_rlaif.py", "-k", f"not ({WITH_VALUES})"],
+        "grpo": ["tests/test_ppo.py", "tests/test_rlaif.py", "-k",
+                 f"not ({WITH_VALUES} or policy_loss)"]}
 
 
 @pytest.mark.slow
