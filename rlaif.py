@@ -51,7 +51,7 @@ Good answers do not steal, hurt or poison.   It is wrong to break, scare, lie or
 CELLS = ("g1", *data.CELLS)            # of verbs, by where they were shown: see World in data.py
 SL_EPOCHS = 4              # after fewer, SL-CAI still complies now and then when it is sampled
 ANSWERS, HOT = 4, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
-HELPFUL_PROMPTS, OLD_LABELS = 500, 4   # people label so many prompts; old labels per AI label
+OLD_LABELS = 4             # of people, about SFT's answers, for each label of the AI
 RATES = ppo.RATES | {"sl_lr": (6e-4, 3e-5), "pm_lr": (5e-4, 2e-5)}     # pairs, as there
 CRITIQUE_TOKENS, REVISION_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 56, 56, 80, 40    # at most
 # `seed` is the int --seed; a `stream`, like (seed, 51), the tuple that `generate` calls its seed.
@@ -245,7 +245,7 @@ def train_preference_model(start, harm, old, world, prompts, lr, seed):
         old       reward.py's labels of SFT's answers      "what you say has to be true" """
     helpful = []
     if world:
-        questions = reward.preference_prompts(world, "train", HELPFUL_PROMPTS)
+        questions = reward.preference_prompts(world, "train", len(harm))
         answered = reward.sample_answers(start, questions, ANSWERS, (seed, 55), fewest=1)
         helpful = reward.annotate(world, with_forced_refusal(start, answered, (seed, 56)), seed + 1)
     pairs = lambda groups: sum(len(labels) for _, _, labels in groups)

@@ -50,7 +50,7 @@ def little_work(monkeypatch):
     short = lambda model, batch, noise, *rest: generate(model, batch, noise[:, :10], *rest)
     monkeypatch.setattr(m, "generate_batch", short)
     monkeypatch.setattr(reward, "preference_prompts", lambda w, use, n: prompts(w, use, min(n, 24)))
-    for name, value in (("SL_EPOCHS", 1), ("ANSWERS", 2), ("HELPFUL_PROMPTS", 4)):
+    for name, value in (("SL_EPOCHS", 1), ("ANSWERS", 2)):
         monkeypatch.setattr(rlaif, name, value)
     monkeypatch.setattr(no_critique, "CASES", 20)
 

@@ -64,7 +64,7 @@ def smaller_evaluations(patch):
     # an untrained judge reaches no verdict, and the preference model needs some: let a coin decide
     prefer_first = rlaif.prefer_first
     patch.setattr(rlaif, "prefer_first", lambda *args: prefer_first(*args).nan_to_num(0.5))
-    for name, value in (("SL_EPOCHS", 1), ("ANSWERS", 2), ("HELPFUL_PROMPTS", 4)):
+    for name, value in (("SL_EPOCHS", 1), ("ANSWERS", 2)):
         patch.setattr(rlaif, name, value)
 
 
