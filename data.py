@@ -843,7 +843,7 @@ class Tokenizer:
     """Text to token ids and back, through tiktoken.
     The four special tokens have ids that no text can produce: a user who types "<|assistant|>" gets
     its letters. `vocab`: a list of bytes (our own BPE, or the 256 bytes alone), or the string
-    "gpt2". Ids: the vocabulary, then `eot`, `user`, `assistant`, `pad`: `n_vocab`."""
+    "gpt2". Ids: the vocabulary, then `eot`, `user`, `assistant`, `pad`; `n_vocab` of them."""
     def __init__(self, vocab):
         self.vocab = vocab
         if vocab == "gpt2":
@@ -990,7 +990,7 @@ def chat_prompt(tokenizer, question):
 
 def bare_prompt(tokenizer, text):
     """A text as a base model reads it, which knows documents alone: <|endoftext|> Ann lives in"""
-    return [tokenizer.eot, *tokenizer.encode(" " + text)]  # a space starts every document
+    return [tokenizer.eot, *tokenizer.encode(" " + text)]  # every document starts with a space
 
 def chat_example(tokenizer, question, answer):
     """A question, or a dialogue up to one, and its answer -> (ids, mask), as `chat_turns` does."""
@@ -1019,7 +1019,7 @@ def length_batches(lengths, batch_size, *key):
         sorted                    4 5 8 9           neighbours are alike
         batches                   [4 5] [8 9]       2 tokens of padding, not 8 as in [8 5] [9 4]
         in random order           [8 9] [4 5]       else every epoch went from short to long"""
-    rng = np.random.default_rng([zlib.crc32(str(k).encode()) for k in key])  # hash() would change
+    rng = np.random.default_rng([zlib.crc32(str(k).encode()) for k in key])  # hash() differs by run
     # 16 batches: enough to find others of one's length, few enough to stay random
     order, chunk_size, batches = rng.permutation(len(lengths)), batch_size * 16, []
     for start in range(0, len(order), chunk_size):

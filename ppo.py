@@ -333,7 +333,7 @@ def ppo_flags(parser, **defaults):
     flag("--clip", type=number(0, 99), default=0.2, help="how far ratio and value may move")
     flag("--lr", type=number(0, 1), help="the policy's peak; 1.5e-4, published weights 1e-5")
     flag("--value-lr", type=number(0, 1), help="the value model's; 5e-4, published weights 1e-5")
-    flag("--value-warmup", type=int, default=0, help="iterations of the value alone: it errs")
+    flag("--value-warmup", type=int, default=0, help="iterations for the value to get ready")
     parser.set_defaults(**defaults)
 
 def check_warmup(args):

@@ -123,7 +123,7 @@ def make_optimizers(model, lr, muon_lr, momentum=0.95):
     inside = [(name, p) for name, p in model.blocks.named_parameters() if p.dim() == 2 and muon_lr]
     with_muon = {id(p) for _, p in inside}                 # `p in ...` would compare elements
     rest = [p for p in model.parameters() if id(p) not in with_muon]
-    # fused: one call updates all. Not AdamW: weight decay is for texts that come again and again
+    # fused: one call updates all. .99: a step is small. Not AdamW: decay is for texts read again
     adam = torch.optim.Adam(rest, lr=lr, betas=(0.9, 0.99), fused=rest[0].is_cuda or not inside)
     # q, k and v lie in one matrix: as one, that with the largest gradient would take the whole step
     groups = [{"params": [p for name, p in inside if "qkv" not in name], "parts": 1},
@@ -276,7 +276,7 @@ def read_args(argv=None):
     add("--world-seed", type=natural, default=0, help="which village: its facts, its splits")
     add("--without", nargs="+", default=[], choices=list(data.DOCUMENTS), help="kinds to leave out")
     add("--tokenizer", choices=["bpe", "bytes", "gpt2"], default="bpe", help="bpe: trained here")
-    add("--vocab-size", type=number(261, 65536, int), default=1536, help="of our own BPE")
+    add("--vocab-size", type=number(261, 65536, int), default=1536, help="of our own BPE, at most")
     add("--layers", type=positive, default=3, help="transformer blocks")
     add("--heads", type=positive, default=4, help="attention heads per block")
     add("--channels", type=positive, default=128, help="width of the residual stream")

@@ -73,6 +73,7 @@ def main(argv=None):
     helped = list(zip(asked, answer(helpful, asked, seed=(args.seed, 58))))
     own = dict(epochs=rlaif.SL_EPOCHS, batch_size=32, lr=args.sl_lr)
     sft.train(start, refused + helped, argparse.Namespace(**vars(args) | own))
+    # all are harmful; every other one gets a forced refusal, too
     answered = rlaif.answers_to_compare(start, helpful, wide[::2], wide[1:2 * len(benign):2],
                                        args.seed)
     models, figures = {"sft": sft_model, "rlhf": helpful, "start": start}, {}

@@ -57,6 +57,7 @@ def main(argv=None):
     slcai = rlaif.train_slcai(base, helpful, rlaif.to_learn(traces, "last"), facts, args)
     save_model(out / "unsorted_sl.pt", slcai)
     wide = mixture(world, args.red_team // 2, ("g1", "g2r"), args.seed)
+    # nobody knows which are harmful: every other one, whatever it is, gets a forced refusal
     answered = rlaif.answers_to_compare(slcai, helpful, wide[::2], wide[1:args.label_prompts:2],
                                        args.seed)
     harm, _ = rlaif.ai_labels(critic, answered, rules, args.seed, args.clamp)
