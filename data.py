@@ -904,8 +904,6 @@ def make_tokenizer(name, texts, vocab_size=1536):
 # --- 7. From text to tensors: documents in rows, the chat template, its loss mask, padding --------
 # B rows of a batch, T tokens of a row, N rows or tokens in all.
 
-PIECES = {}         # (tokenizer, piece of text) -> ids: the same few thousand come again and again
-
 def encode_document(tokenizer, text):
     """A marked document -> (ids, forced): the ids end with end-of-text; `forced` tells for each id
     whether the generator had no choice. A good model is always right where it is forced.
@@ -915,11 +913,8 @@ def encode_document(tokenizer, text):
     ids, forced = [], []
     # cut where a bracket opens or closes, which is between words: pieces encode like the whole
     for piece in re.split(r"( ?\[[^\]]*\])", " " + text):
-        key = (tokenizer, piece)
-        if key not in PIECES:
-            PIECES[key] = tokenizer.encode(unmark(piece))
-        ids += PIECES[key]
-        forced += [not piece.endswith("]")] * len(PIECES[key])
+        ids += tokenizer.encode(unmark(piece))
+        forced += [not piece.endswith("]")] * (len(ids) - len(forced))
     # a document that might have gone on ends with [], and then its end was a choice
     return ids + [tokenizer.eot], forced + [not text.endswith("[]")]
 

@@ -209,15 +209,15 @@ def from_world(args, tokenizer):
     """Documents of the world -> a tokenizer, trained on them if it is None; batch_at(step);
     evaluate(model), report(model, last row); how many documents of each kind judge a deed."""
     world, written, letters = data.World(args.world_seed), [], 0
-    # a token is about 4 letters; 5.2 is on the safe side, so that no document is read twice
-    while letters < args.steps * args.batch_size * args.context * 5.2:
+    # a token is about 4 letters; 4.5 is on the safe side, so that no document is read twice
+    while letters < args.steps * args.batch_size * args.context * 4.5:
         written.append(data.write_document(world, "train", len(written), without=args.without))
         letters += len(written[-1][1])
     texts = [text for _, text, _ in written]
     judging = Counter(kind for kind, text, _ in written if data.VERDICT.search(text))
     plain = [" " + data.unmark(text) for text in texts[:20000]]    # every word is in there, often
     tokenizer = tokenizer or data.make_tokenizer(args.tokenizer, plain, args.vocab_size)
-    documents = [data.encode_document(tokenizer, text)[0] for text in texts]
+    documents = [tokenizer.encode(" " + data.unmark(text)) + [tokenizer.eot] for text in texts]
     rows = data.pack(documents, args.context, tokenizer.eot, tokenizer.pad)
     # 2000 documents: a gap of 0.01 nats to their floor is no accident; the history needs fewer
     valid, forced, floor = validation_set(world, tokenizer, 2000, args.context, args.without)
