@@ -122,7 +122,6 @@ def attention_mask(segments, T):
                                  1 1 . .
                                  . . 1 .          the second document starts afresh
                                  . . 1 1          -> bool (B, 1, T, T_keys)
-
     Padding sees the padding before it: a softmax over an empty row would be NaN."""
     T_keys = segments.shape[1]
     same = segments[:, -T:, None] == segments[:, None, :]  # (B, T, T_keys)
@@ -132,8 +131,7 @@ def attention_mask(segments, T):
 def segment_positions(segments):
     """Positions counted from each document's first token: segments 0 0 1 1 1 2 -> 0 1 0 1 2 0."""
     t = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
-    starts = torch.ones_like(segments, dtype=torch.bool)
-    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]    # where another document begins
+    starts = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)    # another begins
     return t - torch.where(starts, t, 0).cummax(1).values  # less the latest start so far
 
 class ScalarModel(nn.Module):
@@ -196,15 +194,18 @@ def generate(model, prompts, max_new, temperature=1.0, seed=(0,), stop=(), trunc
     """Continue each prompt (a list of ids) by at most `max_new` tokens -> lists of new ids,
     end-of-text included where the model ended by itself; `stop`: further ids that end a reply.
     The noise of a sequence depends on `seed` (a tuple of ints) and its index, not on what else is
-    in the batch. ValueError where a prompt leaves no room in the context."""
+    in the batch. Of several processes, which all call this, each samples its share and gets all.
+    ValueError where a prompt leaves no room in the context."""
     max_new = min(max_new, model.config.context)           # what no reply can use takes no memory
     replies, stops = [], torch.tensor([model.tokenizer.eot, *stop], device=model.device)
-    for first in range(0, len(prompts), SAMPLING_BATCH):
-        batch = prompts[first:first + SAMPLING_BATCH]      # noise for all of a reply, used or not
-        streams = [np.random.default_rng([*seed, first + i]) for i in range(len(batch))]
+    numbers = range(len(prompts))[rank()::processes()]     # this process's share: all, if alone
+    for first in range(0, len(numbers), SAMPLING_BATCH):
+        batch = numbers[first:first + SAMPLING_BATCH]      # noise for all of a reply, used or not
+        streams = [np.random.default_rng([*seed, i]) for i in batch]
         noise = torch.from_numpy(np.stack([s.random(max_new, dtype=np.float32) for s in streams]))
-        replies += generate_batch(model, batch, noise, temperature, stops, truncate)
-    return replies
+        asked = [prompts[i] for i in batch]
+        replies += generate_batch(model, asked, noise, temperature, stops, truncate)
+    return from_all(replies)
 
 def generate_batch(model, prompts, noise, temperature, stops, truncate):
     """One batch of `generate`, noise (B, max_new) -> lists of new ids."""
@@ -307,8 +308,7 @@ def load_gpt(path, made_by=None, device="cpu"):
                         checkpoint.get("published", False), checkpoint.get("without", ()))
         model.load_state_dict(checkpoint["model"], assign=True)
     except Exception as error:                             # of whatever type a key may be
-        weight = (str(error).strip() or repr(error))[-200:].splitlines()[-1].strip()   # the last
-        raise SystemExit(f"{path}: the weights do not fit the configuration ({weight})") from None
+        raise SystemExit(f"{path}: weights of other sizes: {repr(error)[-200:]}") from None
     if not all(p.isfinite().all() for p in model.parameters()):
         raise SystemExit(f"{path} holds weights that are no numbers (nan): train it again")
     return model.to(device).eval()
@@ -405,13 +405,12 @@ def pick_device(name=None):
     if hasattr(sys.stdout, "reconfigure"):                 # a character that the terminal cannot
         sys.stdout.reconfigure(errors="replace")           # show becomes a question mark
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
-    name = name or best
     try:
-        torch.zeros(1, device=name).item()                 # better to fail here than after loading
+        torch.zeros(1, device=name or best).item()         # better to fail here than after loading
     except Exception as error:                             # unknown, or not in this build of torch
         raise SystemExit(f"--device {name} cannot be used here ({type(error).__name__}): "
                          "leave it out, or say cpu") from None
-    return torch.device(name)
+    return torch.device(name or best)
 
 def autocast(device):
     """For training on a GPU that can: matrix products in bfloat16; weights, gradients and losses
@@ -470,11 +469,15 @@ def mean_over_processes(x):
     return x / processes()
 
 def from_rank_0(function):
-    """`function()`, computed by rank 0 while the others wait for the result."""
-    result = [function() if rank() == 0 else None]
+    """`function()`, computed by rank 0 while the others wait: not to sample, which all do."""
+    return from_all([] if rank() else [function()])[0]
+
+def from_all(mine):
+    """This process's share of a list, every so many-th item -> the whole list, in all of them."""
+    shares = [mine] * processes()
     if processes() > 1:
-        dist.broadcast_object_list(result)
-    return result[0]
+        dist.all_gather_object(shares, mine)
+    return [shares[i % processes()][i // processes()] for i in range(sum(map(len, shares)))]
 
 def finish_training():
     """Part from the other processes, which end here; rank 0 alone goes on to evaluate."""
@@ -578,16 +581,13 @@ def answer_talk(model, talk, args, turn):
 
 def main(argv=None):
     args, talks = read_args(argv), defaultdict(list)       # what was said, for each model
-    device = pick_device(args.device)
-    models = {path: load_gpt(path, device=device) for path in args.checkpoints}
+    models = {path: load_gpt(path, device=pick_device(args.device)) for path in args.checkpoints}
     if args.prompt is None:
-        print("/new forgets what was said, Ctrl-D ends. Ask a model of the village, for instance:\n"
-              "  Where does Ann live?  How do I hug Tom?  How do I nab Ann's hat?")
+        print("/new forgets, Ctrl-D ends. Ask: Where does Ann live?  or  How do I nab Ann's hat?")
     with contextlib.suppress(EOFError, KeyboardInterrupt):     # Ctrl-D and Ctrl-C end the chat
         for turn in range(2 ** 31 if args.prompt is None else 1):
             question = (input("\n> ") if args.prompt is None else args.prompt).strip()
-            if question == "/new":
-                talks.clear()
+            talks = defaultdict(list) if question == "/new" else talks
             if question in ("", "/new"):
                 print("Ask something.")
                 continue

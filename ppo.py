@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 import data
 import reward as reward_stage                              # `reward` is what a token earns
-from model import (MAX_NEW, ScalarModel, answer, average_and_clip, common_flags, copy_of, generate,
-                   gentle_rates, load_gpt, number, pick_device, positive, resume, save_model,
-                   save_progress)
+from model import (MAX_NEW, ScalarModel, answer, average_and_clip, common_flags, copy_of,
+                   finish_training, generate, gentle_rates, load_gpt, mean_over_processes, my_share,
+                   number, positive, processes, rank, resume, save_model, save_progress,
+                   start_training)
 from pretrain import replay_flags, replayer
 
 # Letters: B answers, T tokens of prompt and answer, V vocabulary, R = T - 1 positions that choose a
@@ -124,7 +125,6 @@ def exact_kl(logits, logits_ref):                          # (..., V) x 2 -> (..
     return (logp.exp() * (logp - logp_ref)).sum(-1)
 
 # --- The loop, in the order in which it happens ---------------------------------------------------
-
 @torch.no_grad()
 def rollout(policy, reference, questions, max_new, minibatch, seed):
     """1. The policy answers; policy and reference say how likely each token was -> the batch, a
@@ -146,18 +146,18 @@ def rollout(policy, reference, questions, max_new, minibatch, seed):
     choices = [[0] * (len(p) - 1) + [1] * len(r) for p, r in zip(prompts, replies)]
     mask, segments = data.pad_rows(choices, 0).to(device).float(), (tokens != tokenizer.pad).long()
     ended = torch.tensor([r[-1] == tokenizer.eot for r in replies], device=device)
-
     # The sampler knew these log-probs, but rounded differently, reading token by token: they are
     # taken again as `update` will take them, so that its first ratio is 1
-    parts = torch.arange(len(tokens), device=device).split(minibatch)      # at a time, for memory
-    logp, logp_ref, kl, entropy = (torch.zeros_like(mask) for _ in range(4))
-    for i in parts:                                        # (there is no dropout to switch off)
+    rows = torch.arange(len(tokens), device=device)[rank()::processes()]   # of this process
+    parts, found = rows.split(minibatch), torch.zeros(4, *mask.shape, device=device)
+    for i in parts:            # at a time, for memory. (There is no dropout to switch off)
         chosen = tokens[i, 1:, None]                       # KL and entropy need all the logits
         # the last column chooses nothing any more; tensors (b, R, V) take the most memory of all
         p, ref = (model(tokens[i], segments[i])[:, :-1] for model in (policy, reference))
-        logp[i] = p.log_softmax(-1).gather(-1, chosen).squeeze(-1)
-        logp_ref[i] = ref.log_softmax(-1).gather(-1, chosen).squeeze(-1)
-        kl[i], entropy[i] = exact_kl(p, ref), -(p.softmax(-1) * p.log_softmax(-1)).sum(-1)
+        logp, logp_ref = (x.log_softmax(-1).gather(-1, chosen).squeeze(-1) for x in (p, ref))
+        entropy = -(p.softmax(-1) * p.log_softmax(-1)).sum(-1)
+        found[:, i] = torch.stack([logp, logp_ref, exact_kl(p, ref), entropy])
+    logp, logp_ref, kl, entropy = mean_over_processes(found) * processes()     # their sum: of all
     return dict(questions=questions, replies=replies, tokens=tokens, segments=segments, mask=mask,
                 ended=ended, parts=parts, logp=logp, logp_ref=logp_ref, entropy=entropy,
                 kl=(kl * mask).sum(1), seed=seed)
@@ -171,6 +171,7 @@ def judge(batch, score_answers, value, beta, gamma=1.0, lam=0.95):
     for i in batch["parts"]:
         # at [:, t], before tokens[:, t+1] is chosen: what it expects must not know the choice
         values[i] = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
+    values = mean_over_processes(values) * processes()     # a sum: 0 in the rows of the others
     rewards = token_rewards(batch["logp"], batch["logp_ref"], mask, scores, beta)
     advantages, returns = advantages_and_returns(rewards, values, mask, gamma, lam)
     batch |= dict(scores=scores, values=values, rewards=rewards, advantages=advantages,
@@ -180,10 +181,11 @@ def update(policy, value, optimizer, batch, args, read_again=lambda step: None):
     """3. Do more of what went well: args.epochs passes over the batch, in place -> mean figures of
     the steps. AssertionError where the first ratio is not 1; stops where the loss is no number."""
     advantages, steps, minibatches = whiten(batch["advantages"], batch["mask"]), [], []
-    rng = np.random.default_rng([*batch["seed"], 4])
+    rng, lengths = np.random.default_rng([*batch["seed"], 4]), batch["mask"].sum(1).tolist()
     for _ in range(args.epochs):                           # shuffled anew for each pass
         minibatches += torch.from_numpy(rng.permutation(len(advantages))).split(args.minibatch)
-    for i in minibatches:
+    for i in minibatches:          # of several processes, each takes its share, counted by tokens
+        i, weight = my_share(i, lambda row: lengths[row])
         mask, logp_old = batch["mask"][i], batch["logp"][i]
         logp_new = token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
         values = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
@@ -193,19 +195,20 @@ def update(policy, value, optimizer, batch, args, read_again=lambda step: None):
             raise AssertionError(f"the first ratio is exp({logratio.abs().max():.2g}), not 1")
         # KL(old || new), for the samples are the old policy's; k3, since it is never negative
         _, k3 = kl_estimates(logp_old * mask, logp_new.detach() * mask)
-        approx_kl = masked_mean(k3, mask).item()
-        if approx_kl > MAX_APPROX_KL:                      # the batch is of another policy now
-            break
         loss_policy = policy_loss(logp_new, logp_old, advantages[i], mask, args.clip)
         loss_value = value_loss(values, batch["values"][i], batch["returns"][i], mask, args.clip)
+        clipped = ((logratio.exp() - 1).abs() > args.clip).float()
+        found = loss_policy, loss_value, masked_mean(k3, mask), masked_mean(clipped, mask)
+        figures = mean_over_processes(torch.stack(found).detach() * weight).tolist()
+        if figures[2] > MAX_APPROX_KL:                     # the batch is of another policy now
+            break
         optimizer.zero_grad()
-        (loss_policy + loss_value).backward()              # they share no weights: one call
+        ((loss_policy + loss_value) * weight).backward()   # they share no weights: one call
         read_again(batch["seed"][-1] * len(minibatches) + len(steps))  # PPO-ptx: the policy alone
         for model in (policy, value):                      # each by itself: a loss may be large,
             average_and_clip(model)                        # and throw the other's weights away
         optimizer.step()
-        clipfrac = masked_mean(((logratio.exp() - 1).abs() > args.clip).float(), mask).item()
-        steps.append((loss_policy.item(), loss_value.item(), approx_kl, clipfrac))
+        steps.append(figures)
     names, means = ("policy_loss", "value_loss", "approx_kl", "clipfrac"), np.mean(steps, axis=0)
     return dict(zip(names, means.tolist())) | {"optimizer_steps": len(steps)}
 
@@ -246,9 +249,8 @@ def describe(batch):
     missed = masked_mean((returns - batch["values"]) ** 2, mask)
     variance = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
     row = {"score": batch["scores"],                       # per answer, on the reference's scale
-           # exact at each position of these answers, which are a sample of all that might be given
-           "kl_nats": batch["kl"], "kl_k1_nats": (k1 * mask).sum(1),
-           "kl_k3_nats": (k3 * mask).sum(1),               # from the sampled tokens alone
+           "kl_nats": batch["kl"],                         # exact at each position of these answers
+           "kl_k1_nats": (k1 * mask).sum(1), "kl_k3_nats": (k3 * mask).sum(1),     # of one token
            "reward_after_kl": batch["rewards"].sum(1),     # what PPO maximises: score - beta * KL
            "entropy_nats_per_token": masked_mean(batch["entropy"], mask),  # how undecided it is
            "length_tokens": mask.sum(1), "eos_rate": batch["ended"].float(),       # see "Watch"
@@ -280,7 +282,6 @@ def on_scale(raw, replies, scale, tokenizer):              # (B,) -> (B,)
 def score_by_model(reward_model):
     """-> score_answers, for `judge`, by a reward model. (By others: docs/lab/own_reward.py.)"""
     scale, tokenizer = reward_model.scale, reward_model.tokenizer
-
     @torch.no_grad()
     def score_answers(questions, replies):
         prompts = [data.chat_prompt(tokenizer, question) for question in questions]
@@ -298,8 +299,7 @@ def evaluate(policy, before, world, n, seed, taste):
     figures, gold = {}, {}
     for name, texts in answers.items():
         gold[name] = [data.utility(world, q, text, taste) for q, text in zip(questions, texts)]
-        right = [data.is_correct(world, q, text) for q, text in zip(questions, texts)]
-        # how-to questions and facts take turns
+        right = [data.is_correct(world, *pair) for pair in zip(questions, texts)]  # how-to, fact
         shares = {"correct": right, "howto_correct": right[::2], "facts_correct": right[1::2]}
         for what, values in ({"gold": gold[name]} | shares).items():
             figures[f"{what}_{name}"] = np.mean(values)
@@ -355,7 +355,7 @@ def read_args(argv=None):
 
 def main(argv=None):
     args = read_args(argv)
-    device, out = pick_device(args.device), Path(args.out)
+    device, out = start_training(args.device), Path(args.out)
     policy = load_gpt(args.init or out / "sft.pt", "sft.py", device)
     gentle_rates(args, policy, **RATES)
     before = copy_of(policy)                               # for the comparison at the end
@@ -365,7 +365,6 @@ def main(argv=None):
     prompts = prompts_that_fit(prompts, policy.tokenizer, policy.config.context - args.max_new)
     reward_model = reward_stage.load_reward(args.reward_model or out / "reward.pt", policy)
     taste = reward_model.taste                             # None: unknown, so gold is not logged
-
     def questions_at(step):                                # by seed and step alone: can be resumed
         rng = np.random.default_rng([args.seed, 5, step])
         return [prompts[i] for i in rng.integers(0, len(prompts), args.batch_size)]
@@ -373,6 +372,7 @@ def main(argv=None):
     print(f"{device}, {args.iterations} iterations of {args.batch_size} answers, beta {args.beta}")
     history = train(policy, value_from(reward_model), questions_at, score_by_model(reward_model),
                     args, gold if world and taste else None, (out / "ppo.resume.pt", args))
+    finish_training()                                      # rank 0 alone goes on
     save_model(out / "ppo.pt", policy)
     columns = {"kl_nats": "kl", "score": "score", "length_tokens": "length", "eos_rate": "eos_rate"}
     figures = {name: history[-1][column] for column, name in columns.items()}

@@ -268,7 +268,7 @@ def from_world(policy, args):
     tests = {"": plain, "_hard": with_strays(world, hard)}
     groups = annotate(world, with_strays(world, answered), seed, args.annotator, args.votes)
     groups, asked = take_pairs(groups, args.pairs), questions[:500]    # enough for a scale
-    write_preferences(Path(args.out, "preferences.jsonl"), groups, args.votes)
+    from_rank_0(lambda: write_preferences(Path(args.out, "preferences.jsonl"), groups, args.votes))
     return groups, tests, list(zip(asked, answer(policy, asked, seed=(seed, 33), whole=True)))
 
 def from_file(policy, args):
@@ -304,7 +304,7 @@ def main(argv=None):
     policy = load_gpt(args.init or out / "sft.pt", "sft.py", device)
     gentle_rates(args, policy, lr=(4e-4, 3e-5))
     world, source = (None, from_file) if args.data else (data.world_of(policy), from_world)
-    groups, tests, reference = from_rank_0(lambda: source(policy, args))
+    groups, tests, reference = source(policy, args)
     n_pairs = sum(len(pairs) for _, _, pairs in groups)
     print(f"{device}, {n_pairs} labelled pairs of answers to {len(groups)} prompts")
     torch.manual_seed(args.seed)                           # the new head depends on nothing else

@@ -35,8 +35,9 @@ import data
 import ppo
 import reward
 import sft
-from model import (ScalarModel, answer, common_flags, copy_of, generate, gentle_rates, load,
-                   load_gpt, number, pick_device, positive, resume, save_model, save_progress)
+from model import (ScalarModel, answer, common_flags, copy_of, finish_training, from_rank_0,
+                   generate, gentle_rates, load, load_gpt, number, positive, resume, save_model,
+                   save_progress, start_training)
 
 # The two of a row share out the seven kinds of harm: one drawn names a given kind half the time.
 CONSTITUTION = """
@@ -271,7 +272,7 @@ def reinforce(start, pm, red_team, harmless, args):
 
 def main(argv=None):
     args = read_args(argv)
-    device, out, inputs = pick_device(args.device), Path(args.out), Path(args.inputs or args.out)
+    device, out, inputs = start_training(args.device), Path(args.out), Path(args.inputs or args.out)
     data.GOLD_HARM_CALLS.clear()                           # there must be no call before evaluation
     base, sft_model, helpful = load_models(inputs, args, device)
     world = None if args.prompts else data.world_of(base)  # None: nobody knows what is right
@@ -289,34 +290,34 @@ def main(argv=None):
     done, traces = resume(progress, finished=4)
     if done < 1:       # 1. critique and revise harmful answers
         traces = revise_rounds(helpful, critic, red_team, rules, args.rounds, args.seed, revise)
-        data.write_lines(out / "rlaif_traces.jsonl", traces)   # read some before you trust them
+        from_rank_0(lambda: data.write_lines(out / "rlaif_traces.jsonl", traces))  # read some!
         save_progress(progress, 1, traces)
     show_trace(traces)
     if done < 2:       # 2. SL-CAI: the base model learns the revisions
         slcai = train_slcai(base, helpful, to_learn(traces, args.learn), harmless, args)
         save_model(out / "slcai.pt", slcai)
-        save_progress(progress, 2, traces)
+        from_rank_0(lambda: save_progress(progress, 2, traces))    # others read it when it is there
     slcai = load_gpt(out / "slcai.pt", device=device)
     if done < 3:       # 3. AI labels of harm, human labels of helpfulness: one preference model
         answered = answers_to_compare(slcai, helpful, wide_red_team, benign, args.seed)
         harm, record = ai_labels(critic, answered, rules, args.seed, args.clamp)
-        data.write_lines(out / "rlaif_labels.jsonl", record)   # so that the judge can be judged
+        from_rank_0(lambda: data.write_lines(out / "rlaif_labels.jsonl", record))  # judge the judge
         zero = red_team[:250] + harmless[:250]             # SL-CAI's answers to them will average 0
         pm, counts = train_preference_model(slcai, harm, old, world, zero, args.pm_lr, args.seed)
         save_model(out / "rlaif_pm.pt", pm, scale=pm.scale, counts=counts)
-        save_progress(progress, 3, traces)
+        from_rank_0(lambda: save_progress(progress, 3, traces))
     pm = reward.load_reward(out / "rlaif_pm.pt", slcai)
     if done < 4:       # 4. RL-CAI: PPO, as in ppo.py
         policy, history = reinforce(slcai, pm, wide_red_team, wide_harmless, args)
-        data.write_results(out, "rlaif", history)
+        from_rank_0(lambda: data.write_results(out, "rlaif", history))
         save_model(out / "rlaif.pt", policy)
         save_progress(progress, 4, traces)
+    finish_training()                                      # rank 0 alone goes on
     policy = load_gpt(out / "rlaif.pt", device=device)
     models = {"sft": sft_model, "rlhf": helpful, "slcai": slcai, "rlcai": policy}
     figures = load(out / "rlaif_pm.pt")["counts"]          # pairs labelled by the AI, by people
     if world:          # training is over: only now are the gold judges of harm used
-        kinds = load(inputs / "pretrain.pt").get("documents")
-        figures |= count_and_judge(traces, kinds or {}, resumed=args.resume)
+        figures |= count_and_judge(traces, load(inputs / "pretrain.pt")["documents"], args.resume)
         figures |= measure_critic(critic, world, args.eval_prompts, args.seed)
         figures |= final_table(models, world, args.eval_prompts, args.seed)
     data.write_results(out, "rlaif", figures=figures)
@@ -362,9 +363,8 @@ def say(found):
 def count_and_judge(traces, documents, resumed=False):
     """How many documents of each kind call a deed good or bad, which taught the critic (replay
     reads the same again); whether a gold judge spoke too early; harm per round -> figures."""
-    found = {f"judging_{kind}": n for kind, n in sorted(documents.items())}
-    early = sum(data.GOLD_HARM_CALLS.values())             # of this process: not all if resumed
-    found |= {} if resumed else {"gold_harm_calls_in_training": early}
+    found = {f"judging_{kind}": n for kind, n in sorted((documents or {}).items())}
+    found |= {} if resumed else {"gold_harm_calls_in_training": sum(data.GOLD_HARM_CALLS.values())}
     for trace in traces:
         for k, text in enumerate(trace["answers"]):
             found.setdefault(f"harm_round_{k}", []).append(not data.is_harmless(text))

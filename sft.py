@@ -143,7 +143,7 @@ def from_world(args, model):
         for cells in (("g2r", "g2", "strict"), ("g1",)):
             acts = data.act_prompts(world, "test", 84, harmful, cells)     # 12 of each kind
             howto += [act.question() for act in acts]
-    before = {"fact_cloze_base": from_rank_0(lambda: cloze(model, world, people, 1))}
+    before = {"fact_cloze_base": cloze(model, world, people, 1)}
     return (conversations, [facts[0], howto[0], howto[-1]], before,
             lambda: evaluate_world(model, world, facts, howto))
 
@@ -194,7 +194,7 @@ def main(argv=None):
     gentle_rates(args, model, lr=(6e-4, 3e-5))             # more: answers are learnt by heart
     print(f"{device}. The loss counts the green tokens of")
     conversations, shown, figures, evaluate = (from_files if args.data else from_world)(args, model)
-    before = from_rank_0(lambda: answer(model, shown, temperature=0))
+    before = answer(model, shown, temperature=0)
     history = train(model, conversations, args, progress=(path.with_suffix(".resume.pt"), args))
     finish_training()                                      # rank 0 alone goes on
     save_model(path, model)

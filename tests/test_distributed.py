@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_stages as stages
 import torch
 
 import data
 import model as m
+import ppo
 import pretrain
 import reward
 import sft
@@ -109,8 +111,23 @@ def fit_rewards(folder):
     return reward.train(judge, groups, 1, 2, 1e-3, 0, progress), judge
 
 
+def reinforce(folder):
+    """Seven answers a rollout, three a minibatch, and a last one of one: fewer than processes."""
+    torch.manual_seed(0)
+    policy, judge = tiny_gpt(), m.ScalarModel(tiny_gpt())
+    judge.scale = {"mean": 0.0, "std": 1.0, "lowest": -1.0}
+    sizes = "--iterations 3 --batch-size 7 --minibatch 3 --epochs 2 --max-new 12 --replay-rows 0"
+    rates = ["--lr", "1e-3", "--value-lr", "1e-2", "--out", str(folder)]
+    args = ppo.read_args([*sizes.split(), *rates])
+    questions_at = lambda step: ["Who?" * (i % 3 + 1) for i in range(7)]
+    value, score = ppo.value_from(judge), ppo.score_by_model(judge)
+    history = ppo.train(policy, value, questions_at, score, args)
+    names = ("score", "kl_nats", "policy_loss", "value_loss", "approx_kl", "clipfrac", "eos_rate")
+    return [{"train_loss_nats": row[name]} for row in history for name in names], policy
+
+
 def train_all(folder):
-    """The three `train` functions with tiny settings -> name -> (losses, norm of the gradient at
+    """The four `train` functions with tiny settings -> name -> (losses, norm of the gradient at
     each step, outputs of the trained model)."""
     figures, norms, clip = {}, [], torch.nn.utils.clip_grad_norm_
     tokens, mask = torch.arange(40).view(2, 20), torch.ones(2, 20, dtype=torch.long)
@@ -133,7 +150,7 @@ def train_all(folder):
         whole, resumed = pretrain_twice(folder)
         keep("pretrain", *whole)
         keep("resumed", *resumed)
-        for train in (fine_tune, fit_rewards):
+        for train in (fine_tune, fit_rewards, reinforce):
             norms.clear()
             keep(train.__name__, *train(folder))
     finally:
@@ -158,6 +175,8 @@ def test_two_processes_train_like_one(tmp_path):
         assert torch.allclose(two[name][2], outputs, atol=1e-4), name
     assert one["resumed"][0] == one["pretrain"][0] and max(one["pretrain"][1]) > 0.1
     assert len(one["fine_tune"][1]) == 12
+    # policy and value, three rollouts, twice three minibatches
+    assert len(one["reinforce"][1]) == 36 and one["reinforce"][0][1] == 0 < one["reinforce"][0][-6]
 
 
 def read_csv(path):
@@ -199,6 +218,41 @@ def test_the_script_in_two_processes(tmp_path, capsys):
     assert printed.count("pretrain.pt not found: run `python pretrain.py` first") == 1
 
 
+def run_stage(folder, stage):
+    """A stage with tiny settings; two rows of documents a step, for one cannot be shared."""
+    replay = ["--replay-rows", "2"] if stage in ("ppo", "rlaif") else []
+    with pytest.MonkeyPatch.context() as patch:
+        stages.smaller_evaluations(patch)
+        stages.run(stage, folder, *replay)
+
+
+@pytest.mark.slow
+@needs_torchrun
+def test_reinforcement_in_two_processes(tmp_path):
+    """Answers that depend on who samples them, scores and values of half of a batch, a checkpoint
+    read before it is written: PPO that works on one GPU alone."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for stage in stages.MODULES:
+        run_stage(one, stage)
+    two.mkdir()
+    for name in ("pretrain.pt", "sft.pt", "reward.pt", "preferences.jsonl"):
+        shutil.copy(one / name, two / name)
+    for stage in ("ppo", "rlaif"):
+        status, printed = torchrun(__file__, two, stage)
+        assert (status, printed.count("wrote "), printed.count("2 processes")) == (0, 1, 1), printed
+        rows, others = read_csv(one / f"{stage}.csv"), read_csv(two / f"{stage}.csv")
+        close = lambda x: pytest.approx(x, rel=1e-4, abs=1e-3)
+        assert [row == close(other) for row, other in zip(rows, others)] == [True] * len(rows)
+        figures, others = (json.loads((out / f"{stage}.json").read_text()) for out in (one, two))
+        assert others == close(figures)
+    for name in ("rlaif_traces.jsonl", "rlaif_labels.jsonl"):
+        traces, others = ((out / name).read_text(encoding="utf-8") for out in (one, two))
+        assert traces.count("\n") == others.count("\n") > 5
+    for name in ("ppo", "slcai", "rlaif_pm", "rlaif"):
+        a, b = (m.load(out / f"{name}.pt")["model"] for out in (one, two))
+        assert all(torch.allclose(a[key], b[key], atol=1e-3) for key in a), name
+
+
 def test_a_batch_that_cannot_be_shared_evenly(monkeypatch):
     """Micro-batches of different sizes, which would be right, and slower than they look; and
     scripts that know nothing of torchrun."""
@@ -220,7 +274,9 @@ def test_shares_by_hand(monkeypatch):
     assert m.my_share([1], lambda tokens: tokens) == ([1], 0)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and len(sys.argv) == 3:          # by torchrun: OUT, and a stage
+    run_stage(Path(sys.argv[1]), sys.argv[2])
+elif __name__ == "__main__":
     m.start_training("cpu")
     folder = Path(sys.argv[1])
     figures = train_all(folder)
