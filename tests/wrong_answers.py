@@ -50,8 +50,8 @@ WRONG = [
      "return t - ",
      "return 1 + t - "),
     ("positions", "a document starts one token early",
-     "starts[:, 1:] =",
-     "starts[:, :-1] ="),
+     "(1, 0), value=True",
+     "(0, 1), value=True"),
 
     ("top-p", "one token too few: the one that reaches p is left out",
      "p.cumsum(-1) - p >= top_p",
