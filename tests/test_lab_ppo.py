@@ -3,12 +3,16 @@ import csv
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
+import best_of_n
 import data
+import draw_methods
 import fingerprint
 import frontier
+import methods
 import model as m
 import one_answer
 import overoptimisation
@@ -77,6 +81,36 @@ def test_the_frontier_starts_at_the_reference_and_only_rises(out, monkeypatch):
     figures = json.loads((out / "ppo_measure.json").read_text(encoding="utf-8"))
     assert figures["win_rate_sft"] == 0.5 and all(map(math.isfinite, figures.values()))
     assert figures["score_reference"] <= figures["score_frontier"] <= scores[-1]
+
+
+def test_a_policy_beside_the_frontier(out, monkeypatch, capsys):
+    """A frontier read at another KL than the policy's; the reference itself at a distance."""
+    edge = {"kl_nats": [0.0, 1, 3], "score": [0.0, 2, 3], "gold_utility": [1.0, 5, 4],
+            "effective_samples": [99, 20, 9]}              # the last one is not to be relied upon
+    edge = {name: np.array(column) for name, column in edge.items()}
+    found = methods.beside({"kl_nats": 0.5, "score": 0.75, "gold_utility": 2.0}, edge, start=0.0)
+    assert found["score_frontier"] == 1 and found["gold_utility_frontier"] == 3
+    assert found["distance"] == 0.25
+    assert methods.beside({"kl_nats": 2.0, "score": 2.0}, edge, start=0.0)["distance"] == 0
+    monkeypatch.setattr(frontier, "RELIABLE", 1)
+    monkeypatch.setattr(methods, "RELIABLE", 1)
+    flags = ["--out", str(out), "--device", "cpu"]
+    policies = [f"ppo={out / 'ppo.pt'}", f"sft={out / 'sft.pt'}"]
+    with pytest.raises(SystemExit, match="run `python docs/lab/frontier.py` first"):
+        methods.main([*policies, *flags])
+    samples.main([*flags, "--prompts", "4", "--samples", "6"])
+    frontier.main(flags)
+    best_of_n.main(["--out", str(out)])
+    methods.main([*policies, *flags])
+    record = json.loads((out / "seed0_methods.json").read_text(encoding="utf-8"))
+    assert list(record["policies"]) == ["best of 1", "best of 4", "ppo", "sft"]
+    assert record["policies"]["sft"]["kl_nats"] == 0 < record["policies"]["ppo"]["kl_nats"]
+    with pytest.raises(SystemExit):
+        methods.main(["ppo.pt", *flags])
+    assert "a policy is NAME=FILE" in capsys.readouterr().err
+    pytest.importorskip("matplotlib").use("Agg")
+    draw_methods.main(["--results", str(out), "--to", str(out)])
+    assert (out / "methods.png").exists()
 
 
 EMPTY = '[{"question": "Why?", "texts": [], "scores": [], "gold": []}]'
