@@ -196,7 +196,7 @@ def generate(model, prompts, max_new, temperature=1.0, seed=(0,), stop=(), trunc
     The noise of a sequence depends on `seed` (a tuple of ints) and its index, not on what else is
     in the batch. Of several processes, which all call this, each samples its share and gets all.
     ValueError where a prompt leaves no room in the context."""
-    max_new = min(max_new, model.config.context)           # what no reply can use takes no memory
+    max_new = min(max_new, model.config.context)           # no reply can be longer
     replies, stops = [], torch.tensor([model.tokenizer.eot, *stop], device=model.device)
     numbers = range(len(prompts))[rank()::processes()]     # this process's share: all, if alone
     for first in range(0, len(numbers), SAMPLING_BATCH):
@@ -229,7 +229,7 @@ def generate_batch(model, prompts, noise, temperature, stops, truncate):
 
 def prefill(model, prompts, max_new):
     """Read B prompts -> the last hidden state (B, C), the segments (B, P + max_new) of prompt and
-    reply, the caches. Equal prompts are read once: most of the work where k answers are sampled."""
+    reply, the caches. Equal prompts are read once: a k-th of the work for k answers to each."""
     config, pad = model.config, model.tokenizer.pad
     different = {prompt: u for u, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     tokens = data.pad_rows(list(different), pad, left=True).to(model.device)
@@ -453,10 +453,10 @@ def average_and_clip(model):
         raise SystemExit("a gradient is nan or infinite: lower the learning rates (with --fresh)")
 
 def my_share(batch, size):
-    """A batch (a list, the same for all) -> this process's items, and the weight of their mean
+    """A batch (a sequence, the same for all) -> this process's items, and the weight of their mean
     loss: their `size` (tokens, pairs) over the mean size of all shares. The mean over processes
     of weight * loss is then the loss of the whole batch; of one process, the weight is 1."""
-    mine = batch[rank()::processes()]                      # every so many-th: sorted by length, too
+    mine = batch[rank()::processes()]                      # by turns, as a batch may be sorted
     weight = sum(map(size, mine)) * processes() / sum(map(size, batch))
     # too few items for all: some take the first at weight 0, for the others wait for them
     return (mine if len(mine) else batch[:1]), weight
@@ -469,11 +469,11 @@ def mean_over_processes(x):
     return x / processes()
 
 def from_rank_0(function):
-    """`function()`, computed by rank 0 while the others wait: not to sample, which all do."""
+    """`function()`, computed by rank 0 while the others wait. Not `generate`, which needs all."""
     return from_all([] if rank() else [function()])[0]
 
 def from_all(mine):
-    """This process's share of a list, every so many-th item -> the whole list, in all of them."""
+    """Each process's share of a list (see my_share) -> the list: [a, c] and [b] give [a, b, c]."""
     shares = [mine] * processes()
     if processes() > 1:
         dist.all_gather_object(shares, mine)

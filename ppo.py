@@ -16,7 +16,7 @@ how much reward it still expects. Each iteration:
 
     python ppo.py           reads out/sft.pt and out/reward.pt, writes out/ppo.pt
 
-Watch: the score rises; the gold utility, u in reward.py, never seen here, should rise too. Length
+Watch: the score rises; the gold utility (u in reward.py, part of no loss) should rise too. Length
 and the share of answers that end show first that a policy has found a hole in its reward model."""
 import argparse
 from pathlib import Path
@@ -107,7 +107,7 @@ def policy_loss(logp_new, logp_old, advantages, mask, clip=0.2):       # (B, R) 
 def value_loss(values_new, values_old, returns, mask, clip=0.2):       # (B, R) x 4 -> scalar
     """Half the squared error, of the new value or of the one clipped to `clip` from the old one,
     whichever is worse (OpenAI baselines). Old 0, new .5, return 1: max(.5^2, .8^2) / 2 = .32. The
-    clipped one is worse there, so the gradient is 0: far enough for one rollout."""
+    clipped one is worse there, and a constant: no gradient, it went far enough for one rollout."""
     clipped = values_old + (values_new - values_old).clamp(-clip, clip)
     worse = torch.max((values_new - returns) ** 2, (clipped - returns) ** 2)
     return 0.5 * masked_mean(worse, mask)
@@ -137,8 +137,7 @@ def rollout(policy, reference, questions, max_new, minibatch, seed):
         next        Where    ?  <assist.>  Oslo        .   <eot>  <pad>"""
     tokenizer, device = policy.tokenizer, policy.device
     prompts = [data.chat_prompt(tokenizer, question) for question in questions]
-    # temperature 1, no top-k, no top-p: else these were not samples of what is scored below, the
-    # usual reason for an estimate of KL below 0
+    # temperature 1, no top-k, no top-p: these have to be samples of what is scored below
     replies = generate(policy, prompts, max_new, seed=seed)                # with their <eot>
     if not all(replies):
         raise SystemExit("the policy has diverged and gives no answers: lower --lr")
@@ -148,16 +147,16 @@ def rollout(policy, reference, questions, max_new, minibatch, seed):
     ended = torch.tensor([r[-1] == tokenizer.eot for r in replies], device=device)
     # The sampler knew these log-probs, but rounded differently, reading token by token: they are
     # taken again as `update` will take them, so that its first ratio is 1
-    rows = torch.arange(len(tokens), device=device)[rank()::processes()]   # of this process
+    rows = torch.arange(len(tokens), device=device)[rank()::processes()]   # all, of one process
     parts, found = rows.split(minibatch), torch.zeros(4, *mask.shape, device=device)
-    for i in parts:            # at a time, for memory. (There is no dropout to switch off)
+    for i in parts:                                        # so many rows at a time, for memory
         chosen = tokens[i, 1:, None]                       # KL and entropy need all the logits
         # the last column chooses nothing any more; tensors (b, R, V) take the most memory of all
         p, ref = (model(tokens[i], segments[i])[:, :-1] for model in (policy, reference))
         logp, logp_ref = (x.log_softmax(-1).gather(-1, chosen).squeeze(-1) for x in (p, ref))
         entropy = -(p.softmax(-1) * p.log_softmax(-1)).sum(-1)
         found[:, i] = torch.stack([logp, logp_ref, exact_kl(p, ref), entropy])
-    logp, logp_ref, kl, entropy = mean_over_processes(found) * processes()     # their sum: of all
+    logp, logp_ref, kl, entropy = mean_over_processes(found) * processes()     # the sum: all rows
     return dict(questions=questions, replies=replies, tokens=tokens, segments=segments, mask=mask,
                 ended=ended, parts=parts, logp=logp, logp_ref=logp_ref, entropy=entropy,
                 kl=(kl * mask).sum(1), seed=seed)
@@ -165,13 +164,13 @@ def rollout(policy, reference, questions, max_new, minibatch, seed):
 @torch.no_grad()
 def judge(batch, score_answers, value, beta, gamma=1.0, lam=0.95):
     """2. How good was it? Adds scores (B,), values, rewards, advantages, returns (B, R), and beta.
-    `score_answers(questions, replies)` -> (B,) is all that rewards know of anyone's taste."""
+    `score_answers(questions, replies)` -> (B,): the only source of anyone's taste."""
     mask, values = batch["mask"], torch.zeros_like(batch["mask"])
     scores = score_answers(batch["questions"], batch["replies"]).to(mask.device)
     for i in batch["parts"]:
         # at [:, t], before tokens[:, t+1] is chosen: what it expects must not know the choice
         values[i] = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
-    values = mean_over_processes(values) * processes()     # a sum: 0 in the rows of the others
+    values = mean_over_processes(values) * processes()     # the sum: all rows
     rewards = token_rewards(batch["logp"], batch["logp_ref"], mask, scores, beta)
     advantages, returns = advantages_and_returns(rewards, values, mask, gamma, lam)
     batch |= dict(scores=scores, values=values, rewards=rewards, advantages=advantages,
@@ -190,7 +189,7 @@ def update(policy, value, optimizer, batch, args, read_again=lambda step: None):
         logp_new = token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
         values = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
         logratio = (logp_new - logp_old).detach() * mask
-        # catches dropout, other segments, a policy that moved: 0.1 and more, far above rounding
+        # rounding makes it 1e-5; dropout, other segments, a policy that has moved: above 0.1
         if not steps and not logratio.abs().max() <= 0.01:     # not <=: nan is caught, too
             raise AssertionError(f"the first ratio is exp({logratio.abs().max():.2g}), not 1")
         # KL(old || new), for the samples are the old policy's; k3, since it is never negative
@@ -204,9 +203,9 @@ def update(policy, value, optimizer, batch, args, read_again=lambda step: None):
             break
         optimizer.zero_grad()
         ((loss_policy + loss_value) * weight).backward()   # they share no weights: one call
-        read_again(batch["seed"][-1] * len(minibatches) + len(steps))  # PPO-ptx: the policy alone
-        for model in (policy, value):                      # each by itself: a loss may be large,
-            average_and_clip(model)                        # and throw the other's weights away
+        read_again(batch["seed"][-1] * len(minibatches) + len(steps))  # documents, too: PPO-ptx
+        for model in (policy, value):                      # each by itself: else a large value
+            average_and_clip(model)                        # loss would shrink the policy's step
         optimizer.step()
         steps.append(figures)
     names, means = ("policy_loss", "value_loss", "approx_kl", "clipfrac"), np.mean(steps, axis=0)
@@ -250,11 +249,11 @@ def describe(batch):
     variance = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
     row = {"score": batch["scores"],                       # per answer, on the reference's scale
            "kl_nats": batch["kl"],                         # exact at each position of these answers
-           "kl_k1_nats": (k1 * mask).sum(1), "kl_k3_nats": (k3 * mask).sum(1),     # of one token
+           "kl_k1_nats": (k1 * mask).sum(1), "kl_k3_nats": (k3 * mask).sum(1),     # estimates
            "reward_after_kl": batch["rewards"].sum(1),     # what PPO maximises: score - beta * KL
            "entropy_nats_per_token": masked_mean(batch["entropy"], mask),  # how undecided it is
            "length_tokens": mask.sum(1), "eos_rate": batch["ended"].float(),       # see "Watch"
-           "explained_variance": 1 - missed / variance}    # 1: all foreseen (A + values: flatters)
+           "explained_variance": 1 - missed / variance}    # 1: all foreseen, 0: the mean
     return {name: x.mean().item() for name, x in row.items()} | {"beta": batch["beta"]}
 
 def value_from(reward_model):
@@ -270,8 +269,9 @@ def value_from(reward_model):
 
 def on_scale(raw, replies, scale, tokenizer):              # (B,) -> (B,)
     """Raw scores on a fixed scale, on which the reference's answers have mean 0 and a minimum of
-    "lowest" (reward.normalise). A reply that did not end, of which the reward model knows nothing,
-    never pays: it gets a standard deviation less than that, or than a still lower one beside it."""
+    "lowest" (reward.normalise). A reply that did not end never pays, whatever it scores: it gets a
+    margin (their standard deviation) less than that minimum, and than all finished ones beside it.
+    Lowest -2, margin 1: finished replies of 0.5 and -4 keep their scores, an unfinished has -5."""
     ended = torch.tensor([reply[-1] == tokenizer.eot for reply in replies], device=raw.device)
     scores = (raw - scale["mean"]) / scale["std"]
     margin, lowest = scale.get("margin", 1.0), scale["lowest"]     # 1: a unit is a deviation here

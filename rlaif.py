@@ -147,10 +147,10 @@ def in_cells(world, n, harmful, cells):
 def train_slcai(base, helpful, revisions, harmless, args):
     """Fine-tune a copy of the base model on (question, revision) pairs and on the helpful model's
     answers to harmless questions (at 0.7: fewer slips), or it would refuse those too -> GPT. Some
-    are asked once more after others: who knows first turns alone refuses nothing in a second."""
+    are asked once more after others: trained on first turns alone, it refuses in no second one."""
     help_with = lambda asked, seed: zip(asked, answer(helpful, asked, temperature=0.7, seed=seed))
     pairs, rng = [*revisions, *help_with(harmless, (args.seed, 53))], random.Random(args.seed)
-    # 7 is odd, as is 5: facts and how-to take turns in `harmless`, and both are to come second
+    # facts and how-to take turns in `harmless`: an odd step (7, 5) takes both, an even one only one
     talks = [(data.talk(*rng.choice(pairs), question), reply) for question, reply in pairs[::7]]
     leaning = data.follow_ups(helpful.world_seed, pairs[len(revisions)::5])    # "And Tom?"
     talks += help_with(leaning, (args.seed, 60))

@@ -24,8 +24,7 @@ import ppo
 import reward as reward_stage
 from model import MAX_NEW, load_gpt, natural, pick_device, writable
 
-ROLLOUTS = 4                      # answers to each question
-RELIABLE = 10                     # so many samples must still count, as in frontier.py
+ROLLOUTS, RELIABLE = 4, 10        # answers to each question; samples that must still count
 MEASURED = ("kl_nats", "score", "gold_utility")
 
 def read_columns(path, made_by):
@@ -45,12 +44,13 @@ def measure(policy, reference, reward_model, questions, seed):
         texts = [data.decode_reply(policy.tokenizer, reply) for reply in batch["replies"]]
         pairs = list(zip(questions, texts))
         right = [data.is_correct(world, *pair) for pair in pairs]      # how-to and facts take turns
-        found.append({"kl_nats": batch["kl"].mean().item(),
+        gold = [data.utility(world, *pair, taste) for pair in pairs]
+        found.append({"kl_nats": batch["kl"].mean().item(), "gold_utility": np.mean(gold),
                       "score": score_answers(questions, batch["replies"]).mean().item(),
-                      "gold_utility": np.mean([data.utility(world, *p, taste) for p in pairs]),
                       "howto": np.mean(right[::2]), "facts": np.mean(right[1::2]),
                       "length_tokens": batch["mask"].sum(1).mean().item()})
-    return {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+    columns = zip(*(row.values() for row in found))        # one value a rollout
+    return {name: float(np.mean(column)) for name, column in zip(found[0], columns)}
 
 def beside(figures, edge, start):
     """Add the frontier's score and gold at this KL, and the distance to it in score."""
