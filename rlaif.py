@@ -4,11 +4,11 @@
                 the pre-trained model is fine-tuned on the revisions, and on helpful answers
     2. RL-CAI   a request, two answers, a principle: which answer is better?
                     label = P("A") / (P("A") + P("B")),  averaged over both orders
-                a preference model learns them (preference_loss in reward.py), and PPO from it
+                a preference model learns these labels (reward.py), and PPO raises its score
 
 The helpful model of RLHF (ppo.pt) answers, critiques itself, revises and judges. Documents of
 pre-training taught it that, and replay kept it alive. People label helpfulness, never harm; gold
-judges of harm speak after training. What differs from the paper, and why:
+judges of harm only measure, at the end. What differs from the paper, and why:
     Bai et al. 2022b                    here
     examples in the prompt show how     documents of pre-training do: ours learns nothing in context
     a critique finds what it can        it may find nothing: no rule covers all seven kinds of harm
