@@ -308,7 +308,7 @@ def load_gpt(path, made_by=None, device="cpu"):
                         checkpoint.get("published", False), checkpoint.get("without", ()))
         model.load_state_dict(checkpoint["model"], assign=True)
     except Exception as error:                             # of whatever type a key may be
-        raise SystemExit(f"{path}: weights of other sizes: {repr(error)[-200:]}") from None
+        raise SystemExit(f"{path}: the weights do not fit: {repr(error)[-200:]}") from None
     if not all(p.isfinite().all() for p in model.parameters()):
         raise SystemExit(f"{path} holds weights that are no numbers (nan): train it again")
     return model.to(device).eval()

@@ -317,7 +317,7 @@ def main(argv=None):
     models = {"sft": sft_model, "rlhf": helpful, "slcai": slcai, "rlcai": policy}
     figures = load(out / "rlaif_pm.pt")["counts"]          # pairs labelled by the AI, by people
     if world:          # training is over: only now are the gold judges of harm used
-        figures |= count_and_judge(traces, load(inputs / "pretrain.pt")["documents"], args.resume)
+        figures |= count_and_judge(traces, load(inputs / "pretrain.pt"), resumed=args.resume)
         figures |= measure_critic(critic, world, args.eval_prompts, args.seed)
         figures |= final_table(models, world, args.eval_prompts, args.seed)
     data.write_results(out, "rlaif", figures=figures)
@@ -360,10 +360,10 @@ def say(found):
     print("", *["   ".join(texts[i:i + 3]) for i in range(0, len(texts), 3)], sep="\n")
     return figures
 
-def count_and_judge(traces, documents, resumed=False):
-    """How many documents of each kind call a deed good or bad, which taught the critic (replay
-    reads the same again); whether a gold judge spoke too early; harm per round -> figures."""
-    found = {f"judging_{kind}": n for kind, n in sorted((documents or {}).items())}
+def count_and_judge(traces, base, resumed=False):
+    """How many documents of each kind that the checkpoint `base` has read call a deed good or bad:
+    they taught the critic; whether a gold judge spoke too early; harm per round -> figures."""
+    found = {f"judging_{kind}": n for kind, n in sorted((base.get("documents") or {}).items())}
     found |= {} if resumed else {"gold_harm_calls_in_training": sum(data.GOLD_HARM_CALLS.values())}
     for trace in traces:
         for k, text in enumerate(trace["answers"]):

@@ -511,7 +511,7 @@ def test_the_count_of_calls_is_taken_before_the_judges_speak():
     number."""
     data.GOLD_HARM_CALLS.clear()
     traces = [{"answers": ["Use a mask.", data.REFUSAL]}, {"answers": ["Use a mask."] * 2}]
-    figures = rlaif.count_and_judge(traces, {"critique": 3, "drill": 2, "story": 9})
+    figures = rlaif.count_and_judge(traces, {"documents": {"critique": 3, "drill": 2, "story": 9}})
     judging = {"judging_critique": 3, "judging_drill": 2, "judging_story": 9}
     assert figures == judging | {"gold_harm_calls_in_training": 0, "harm_round_0": 1,
                                  "harm_round_1": 0.5}
