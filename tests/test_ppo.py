@@ -23,8 +23,9 @@ def tiny_gpt(seed, more_eot=0.0):
         if p.dim() > 1:
             torch.nn.init.normal_(p, std=0.3)
     with torch.no_grad():
-        eot = gpt.tokens.weight[TOKENIZER.eot]
-        gpt.norm.bias.copy_(more_eot * eot / eot.norm() ** 2)
+        eot = gpt.tokens.weight[TOKENIZER.eot].clone()
+    # by a hook and not by the norm's bias, which not every network has (docs/variants)
+    gpt.norm.register_forward_hook(lambda _, given, out: out + more_eot * eot / eot.norm() ** 2)
     return gpt.eval()
 
 
