@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ADDED_LINES, COLUMNS = {"dpo": 60, "rloo": 60, "grpo": 60}, 100       # the others: 25
+ADDED_LINES, COLUMNS = {"dpo": 60, "rloo": 60, "grpo": 60, "modern": 260}, 100    # others: 25
 PAGES = ("docs/experiments.md", "docs/variants/README.md")
 DIFFS = {path.stem: path for path in sorted((ROOT / "docs" / "variants").glob("*.diff"))}
 COPIED = ("*.py", "*.txt", ".pytest.ini", "docs/**/*.*", "tests/*.py")     # no models, no history
@@ -196,7 +196,13 @@ logp = torch.zeros(2, 3, requires_grad=True)
 ppo.policy_loss(logp, logp.detach(), torch.full((2, 1), -1.0), mask).backward()
 assert logp.grad[0, 0] == logp.grad[1, 0] / 2 > 0
 """
-CHECKS = {"taste": FORMAL, "harm": SPY, "gamed": THOROUGH, "dpo": DPO, "rloo": RLOO, "grpo": GRPO}
+MODERN = """
+import pytest
+
+raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/modern.py", *{more}]))
+"""
+CHECKS = {"taste": FORMAL, "harm": SPY, "gamed": THOROUGH, "dpo": DPO, "rloo": RLOO, "grpo": GRPO,
+          "modern": MODERN.format(more=[])}
 
 
 @pytest.mark.parametrize("name", DIFFS)
@@ -224,7 +230,8 @@ OWN = """import own_reward
     own_reward.main(["docs/variants/thorough.py:score", "--eval-prompts", "8", "--device", "cpu",
                      "--iterations", "1", *stages.UPDATES])"""
 ALL = dict(stages=["pretrain", "sft", "reward", "ppo", "rlaif"], flags={}, more="")
-RUNS = {name: RUN.format(name=name, **ALL) for name in ("harm", "dpo", "rloo", "grpo")}
+RUNS = {name: RUN.format(name=name, **ALL) for name in ("harm", "dpo", "rloo", "grpo", "modern")}
+RUNS["modern"] += MODERN.format(more=["-m", "slow"])       # and on a published model's folder
 RUNS["taste"] = RUN.format(name="taste", stages=ALL["stages"][:4], more="",
                            flags={"reward": ["--annotator", "formal"]})
 RUNS["gamed"] = RUN.format(name="gamed", stages=ALL["stages"][:2], flags={}, more=OWN)
@@ -248,7 +255,12 @@ KEPT = {"taste": ["tests/test_reward.py"], "gamed": ["tests/test_lab_ppo.py"],
         # what a value model does is gone; GRPO's loss takes another mean
         "rloo": ["tests/test_ppo.py", "tests/test_rlaif.py", "-k", f"not ({WITH_VALUES})"],
         "grpo": ["tests/test_ppo.py", "tests/test_rlaif.py", "-k",
-                 f"not ({WITH_VALUES} or policy_loss)"]}
+                 f"not ({WITH_VALUES} or policy_loss)"],
+        # another network: what is GPT-2's own is gone, and so are q, k and v in one matrix
+        "modern": [f"tests/test_{name}.py" for name in (
+            "model", "pretrain", "sft", "reward", "ppo", "rlaif", "data", "lab_model")] + [
+            "-k", "not (our_gpt_is_gpt2 or attention_by_hand or initial_sizes or q_k_and_v "
+                  "or one_optimizer)"]}
 
 
 @pytest.mark.slow
