@@ -92,6 +92,16 @@ def test_the_measured_answers_are_those_of_record():
             assert f"| {title} | {figures} |\n" in page
 
 
+def test_the_figures_of_the_two_networks_are_those_of_record():
+    """A table that was copied wrong, or is of another run."""
+    page = (ROOT / "docs" / "variants" / "README.md").read_text(encoding="utf-8")
+    record = json.loads((ROOT / "docs/results/modern.json").read_text(encoding="utf-8"))
+    assert f"    {record['command']}\n" in page
+    assert f"| | {' | '.join(record['networks'])} |\n" in page
+    for title, figures in record["table"].items():
+        assert f"| {title} | {' | '.join(figures)} |\n" in page
+
+
 @pytest.mark.parametrize("name", DIFFS)
 def test_a_variant_applies(name, variant):
     """A line beside the edit that has changed since the diff was made."""
