@@ -11,6 +11,7 @@ import annotate
 import best_of_n
 import data
 import model as m
+import real_pairs
 import reward
 import samples
 
@@ -26,6 +27,35 @@ def out(tmp_path_factory):
     scale = {"mean": 0.0, "std": 1.0, "lowest": -1.0}
     m.save_model(folder / "reward.pt", m.ScalarModel(policy), scale=scale, taste="polite")
     return folder
+
+
+def test_real_pairs_are_split_by_question(out, tmp_path, capsys):
+    """A question whose first turn is learnt and whose second is held out; a length that counts for
+    the wrong side."""
+    hh = lambda i, more, answer: f"\n\nHuman: Who is {i}?{more}\n\nAssistant: {answer}"
+    longer = "\n\nAssistant: Me.\n\nHuman: Who?"
+    pairs = [{"chosen": hh(i % 8, longer * (i > 7), "I am, of course."), "rejected":
+              hh(i % 8, longer * (i > 7), "No.")} for i in range(16)]
+    file = tmp_path / "hh.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    flags = ["--out", str(tmp_path), "--held-out", "5"]
+    real_pairs.main(["split", str(file), *flags])
+    read = lambda name: data.read_preferences(tmp_path / f"{name}.jsonl")[0]
+    first = lambda name: {prompt[0][1] for prompt, *_ in read(name)}
+    assert len(read("held_out")) == 6 and len(read("pairs")) == 10     # both of a question
+    assert first("pairs").isdisjoint(first("held_out"))
+    assert set(data.read_prompts(tmp_path / "asked.jsonl")) == first("pairs")
+    talks, _ = data.read_conversations(tmp_path / "talks.jsonl")
+    assert len(talks) == 10 and talks[0][-1] == ("assistant", "I am, of course.")
+    for name in ("sft.pt", "reward.pt"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    real_pairs.main(["judge", *flags, "--device", "cpu"])
+    figures = json.loads((tmp_path / "real_pairs.json").read_text(encoding="utf-8"))
+    assert figures["longer_wins"] == 1 and figures["prompts_heldout"] == 6
+    labels = [(0, 1, 0.0), (1, 2, 1.0), (0, 2, 0.5)]       # wrong; of equal length; a tie
+    assert real_pairs.longer_wins(["a b", "a", "b"], labels) == 0.25
+    with pytest.raises(SystemExit, match="all held out: lower --held-out"):
+        real_pairs.main(["split", str(file), "--out", str(tmp_path)])
 
 
 def test_best_of_n_by_hand():
