@@ -85,13 +85,15 @@ def test_the_frontier_starts_at_the_reference_and_only_rises(out, monkeypatch):
 
 def test_a_policy_beside_the_frontier(out, monkeypatch, capsys):
     """A frontier read at another KL than the policy's; the reference itself at a distance."""
-    edge = {"kl_nats": [0.0, 1, 3], "score": [0.0, 2, 3], "gold_utility": [1.0, 5, 4],
+    edge = {"kl_nats": [0.5, 1, 3], "score": [1.0, 2, 3], "gold_utility": [3.0, 5, 4],
             "effective_samples": [99, 20, 9]}              # the last one is not to be relied upon
     edge = {name: np.array(column) for name, column in edge.items()}
-    found = methods.beside({"kl_nats": 0.5, "score": 0.75, "gold_utility": 2.0}, edge, start=0.0)
-    assert found["score_frontier"] == 1 and found["gold_utility_frontier"] == 3
-    assert found["distance"] == 0.25
-    assert methods.beside({"kl_nats": 2.0, "score": 2.0}, edge, start=0.0)["distance"] == 0
+    start = {"kl_nats": 0.0, "score": 0.0, "gold_utility": 1.0}
+    found = methods.beside({"kl_nats": 0.25, "score": 0.4, "gold_utility": 2.0}, edge, start)
+    assert found["score_frontier"] == 0.5 and found["gold_utility_frontier"] == 2
+    assert found["distance"] == pytest.approx(0.2)
+    assert methods.beside({"kl_nats": 2.0, "score": 2.0}, edge, start)["distance"] == 0
+    assert math.isnan(methods.beside(dict(start), edge, start)["distance"])    # nothing to gain
     monkeypatch.setattr(frontier, "RELIABLE", 1)
     monkeypatch.setattr(methods, "RELIABLE", 1)
     flags = ["--out", str(out), "--device", "cpu"]

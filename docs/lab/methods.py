@@ -55,10 +55,10 @@ def measure(policy, reference, reward_model, questions, seed):
 def beside(figures, edge, start):
     """Add the frontier's score and gold at this KL, and the distance to it in score."""
     reliable = edge["effective_samples"] >= RELIABLE
-    for name in ("score", "gold_utility"):
-        at_this_kl = np.interp(figures["kl_nats"], edge["kl_nats"][reliable], edge[name][reliable])
-        figures[f"{name}_frontier"] = float(at_this_kl)
-    gained, possible = (figures[name] - start for name in ("score", "score_frontier"))
+    for name in ("score", "gold_utility"):                 # the frontier begins at the reference
+        kl, best = ([start[what], *edge[what][reliable]] for what in ("kl_nats", name))
+        figures[f"{name}_frontier"] = float(np.interp(figures["kl_nats"], kl, best))
+    gained, possible = (figures[name] - start["score"] for name in ("score", "score_frontier"))
     return figures | {"distance": 1 - gained / possible if possible > 0.01 else float("nan")}
 
 def main(argv=None):
@@ -86,7 +86,7 @@ def main(argv=None):
     for name, path in wanted.items():
         found[name] = measure(load_gpt(path, "ppo.py", device), reference, reward_model, questions,
                               args.seed)
-    start = found["best of 1"]["score"]
+    start = dict(found["best of 1"])
     found = {name: beside(figures, edge, start) for name, figures in found.items()}
     for name, row in found.items():
         print(f"\n{name}\n ", "   ".join(f"{what} {x:.3f}" for what, x in row.items()))
