@@ -53,7 +53,7 @@ CELLS = ("g1", *data.CELLS)            # of verbs, by where they were shown: see
 SL_EPOCHS = 4              # after fewer, SL-CAI still complies now and then when it is sampled
 ANSWERS, HOT = 4, 1.4      # of SL-CAI per prompt; of those the AI compares, half are sampled hot
 OLD_LABELS = 4             # of people, about SFT's answers, for each label of the AI
-RATES = ppo.RATES | {"sl_lr": (6e-4, 3e-5), "pm_lr": (5e-4, 2e-5)}     # pairs, as there
+RATES = ppo.RATES | {"sl_lr": (6e-4, 3e-5), "pm_lr": (4e-4, 2e-5)}     # pairs, as there
 CRITIQUE_TOKENS, REVISION_TOKENS, THOUGHT_TOKENS, REASON_TOKENS = 56, 56, 80, 40    # at most
 # `seed` is the int --seed; a `stream`, like (seed, 51), the tuple that `generate` calls its seed.
 
@@ -257,7 +257,7 @@ def train_preference_model(start, harm, old, world, prompts, lr, seed):
     random.Random(f"mix {seed}").shuffle(groups)
     torch.manual_seed(seed)                                # the new head depends on the seed alone
     model = ScalarModel(copy_of(start)).to(start.device)
-    reward.train(model, groups, epochs=1, batch_size=16, lr=lr, seed=seed)
+    reward.train(model, groups, epochs=1, batch_size=4, lr=lr, seed=seed)  # 16: too few steps
     conversations = list(zip(prompts, answer(start, prompts, seed=(seed, 57), whole=True)))
     model.scale = reward.normalise(model, conversations, std=1.0)      # mean 0; its own units
     return model, counts
@@ -461,7 +461,7 @@ def read_args(argv=None):
     flag("--sl-lr", type=number(0, 1), help="SL-CAI's peak; 6e-4, of published weights 3e-5")
     flag("--label-prompts", type=number(2, 2 ** 31, int), default=500, help="half of them benign")
     flag("--clamp", type=number(0, 0.5), default=0.5, help="keep soft labels this near to 0.5")
-    flag("--pm-lr", type=number(0, 1), help="the preference model's: 5e-4, published weights 2e-5")
+    flag("--pm-lr", type=number(0, 1), help="the preference model's: 4e-4, published weights 2e-5")
     ppo.ppo_flags(p, beta=0.1, iterations=16, epochs=3, value_warmup=4, replay_rows=1)
     flag("--critic", choices=["self", "base"], default="self", help="who critiques and judges")
     flag("--inputs", help="folder of pretrain.pt, sft.pt, ppo.pt, preferences.jsonl; default: OUT")

@@ -92,6 +92,18 @@ def test_the_measured_answers_are_those_of_record():
             assert f"| {title} | {figures} |\n" in page
 
 
+def test_the_search_is_that_of_record():
+    """A figure copied wrong, or a setting that the page does not tell."""
+    page = (ROOT / "docs" / "variants" / "README.md").read_text(encoding="utf-8")
+    record = json.loads((ROOT / "docs/results/methods_search.json").read_text(encoding="utf-8"))
+    assert len(record["tables"]["score minus 0.1 KL"]) == 4    # methods, five settings each
+    for table in record["tables"].values():
+        assert f"| | {' | '.join(next(iter(table.values())))} |\n" in page
+        for title, row in table.items():
+            figures = ["-" if x is None else f"{x:.3f}" for x in row.values()]
+            assert f"| {title} | {' | '.join(figures)} |\n" in page
+
+
 def test_the_figures_of_the_two_networks_are_those_of_record():
     """A table that was copied wrong, or is of another run."""
     page = (ROOT / "docs" / "variants" / "README.md").read_text(encoding="utf-8")

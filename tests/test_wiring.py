@@ -362,9 +362,9 @@ copy of base learns revised by helpful to ['harmful g1 train'], lr 0.0006, repla
 slcai is made to refuse RED
 helpful compares ['helpful', 'slcai', 'slcai (temperature 1.4)'] on WIDE
 slcai is made to refuse ['benign g1 train', 'fact demo', 'fact train']
-copy of slcai learns people's labels of 3 answers of old to ['fact demo'], lr 0.0005
-copy of slcai learns an AI's labels of answers of slcai to WIDE, lr 0.0005
-copy of slcai learns people's labels of answers of slcai to HARMLESS, lr 0.0005
+copy of slcai learns people's labels of 3 answers of old to ['fact demo'], lr 0.0004
+copy of slcai learns an AI's labels of answers of slcai to WIDE, lr 0.0004
+copy of slcai learns people's labels of answers of slcai to HARMLESS, lr 0.0004
 its scale: answers of ['slcai'] to ASKED
 PPO moves copy of slcai with a value from slcai, beta 0.1, lr 0.00015
 PPO asks ALL, harmful {0.5}
