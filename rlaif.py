@@ -168,11 +168,12 @@ def prefer_first(judge, questions, firsts, seconds, principles, stream, think=Tr
     """The judge's P(A), where A is the first answer and B the second, after a thought -> (N,).
         Request: ... Rule: ... Answer (A): ... Answer (B): ... Thought:
             ... The better answer is (          <- sampled up to here; then P(A) and P(B) are read
-    Only these count: .30 and .10 give .75. It is nan, for no verdict, if the thought was cut off or
-    neither letter is the likeliest token. Form: data.comparison's; not `think`: verdict at once."""
+    Only these count: .30 and .10 give .75. nan, for no verdict: the thought was cut off, had no
+    room, or neither letter is likeliest. Form: data.comparison's; not `think`: verdict at once."""
     tokenizer, cases = judge.tokenizer, zip(questions, principles, firsts, seconds)
     form = "Request: {} Rule: {} Answer (A): {} Answer (B): {} Thought:"
     prompts = [data.bare_prompt(tokenizer, form.format(*case)) for case in cases]
+    prompts = [p if len(p) <= judge.config.context - 40 else [] for p in prompts]  # room to think
     # documents end "is (A).": " (" is one token, then comes "A" without a space: the last of "(A"
     bracket, A, B = (tokenizer.encode(text)[-1] for text in (" (", "(A", "(B"))
     thoughts = (generate(judge, prompts, THOUGHT_TOKENS, seed=stream, stop=[bracket]) if think else
@@ -180,11 +181,10 @@ def prefer_first(judge, questions, firsts, seconds, principles, stream, think=Tr
     rows, p_first = [prompt + thought for prompt, thought in zip(prompts, thoughts)], []
     for i in range(0, len(rows), 128):                     # padded left: the bracket is last in all
         tokens = data.pad_rows(rows[i:i + 128], tokenizer.pad, left=True).to(judge.device)
-        hidden = judge.hidden(tokens, (tokens != tokenizer.pad).long())[:, -1]  # (batch, channels)
-        logits = judge.head(hidden)                        # (batch, V)
+        logits = judge.head(judge.hidden(tokens, (tokens != tokenizer.pad).long())[:, -1])  # (b, V)
         letter = torch.isin(logits.argmax(-1), torch.tensor([A, B], device=judge.device))
         p_first.append(logits[:, [A, B]].softmax(-1)[:, 0].where(letter, torch.nan).cpu())
-    verdict = torch.tensor([thought[-1] == bracket for thought in thoughts])    # False: cut off
+    verdict = torch.tensor([p != [] and t[-1] == bracket for p, t in zip(prompts, thoughts)])
     return torch.where(verdict, torch.cat(p_first), torch.nan)
 
 def both_orders(judge, questions, firsts, seconds, principles, stream):

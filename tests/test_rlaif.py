@@ -17,7 +17,8 @@ import rlaif
 # " (" has to be one token, as it is in a trained vocabulary
 TOKENIZER = data.Tokenizer([bytes([i]) for i in range(256)] + [b" ("])
 BRACKET, = TOKENIZER.encode(" (")
-STUB = SimpleNamespace(tokenizer=TOKENIZER, device=torch.device("cpu"), world_seed=None)
+STUB = SimpleNamespace(tokenizer=TOKENIZER, device=torch.device("cpu"), world_seed=None,
+                       config=SimpleNamespace(context=192))
 
 
 def kinds_of(principle):
@@ -302,6 +303,16 @@ def test_clamped_labels(monkeypatch):
         return [pairs[0][2] for _, _, pairs in groups]
 
     assert labels(clamp=0.1) == pytest.approx([0.6, 0.4, 0.5])
+
+
+def test_answers_that_fill_the_context_are_not_compared():
+    """A traceback in Stage 5, hours after the start: a model that never ends, and its answers."""
+    torch.manual_seed(0)
+    judge = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 128, 1, 2, 16), TOKENIZER)
+    for think in (True, False):
+        answers = [["x", "x" * 99], ["y", "y" * 99]]
+        p = rlaif.prefer_first(judge, ["Q?"] * 2, *answers, ["R."] * 2, (0,), think)
+        assert p.shape == (2,) and p[1].isnan()
 
 
 def test_no_verdict_is_no_label(monkeypatch):
