@@ -189,7 +189,7 @@ def update(policy, value, optimizer, batch, args, read_again=lambda step: None):
         logp_new = token_logprobs(policy, batch["tokens"][i], batch["segments"][i])
         values = value(batch["tokens"][i], batch["segments"][i])[:, :-1]
         logratio = (logp_new - logp_old).detach() * mask
-        # rounding makes it 1e-5; dropout, other segments, a policy that has moved: above 0.1
+        # 0 up to rounding; dropout, other segments, a policy that has moved make it 0.1 and more
         if not steps and not logratio.abs().max() <= 0.01:     # not <=: nan is caught, too
             raise AssertionError(f"the first ratio is exp({logratio.abs().max():.2g}), not 1")
         # KL(old || new), for the samples are the old policy's; k3, since it is never negative

@@ -110,6 +110,11 @@ def test_a_policy_beside_the_frontier(out, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         methods.main(["ppo.pt", *flags])
     assert "a policy is NAME=FILE" in capsys.readouterr().err
+    words = data.make_tokenizer("bpe", ["aa ab"] * 9, 300)
+    gpt = m.GPT(m.GPTConfig(words.n_vocab, 192, 1, 2, 16), words, world_seed=0)
+    m.save_model(out / "other.pt", gpt)
+    with pytest.raises(SystemExit, match="another tokenizer"):
+        methods.main([f"other={out / 'other.pt'}", *flags])
     pytest.importorskip("matplotlib").use("Agg")
     draw_methods.main(["--results", str(out), "--to", str(out)])
     assert (out / "methods.png").exists()

@@ -54,6 +54,8 @@ def test_real_pairs_are_split_by_question(out, tmp_path, capsys):
     assert figures["longer_wins"] == 1 and figures["prompts_heldout"] == 6
     labels = [(0, 1, 0.0), (1, 2, 1.0), (0, 2, 0.5)]       # wrong; of equal length; a tie
     assert real_pairs.longer_wins(["a b", "a", "b"], labels) == 0.25
+    with pytest.raises(SystemExit, match="would be overwritten"):
+        real_pairs.main(["split", str(tmp_path / "pairs.jsonl"), *flags])
     with pytest.raises(SystemExit, match="all held out: lower --held-out"):
         real_pairs.main(["split", str(file), "--out", str(tmp_path)])
 

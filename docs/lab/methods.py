@@ -31,8 +31,7 @@ def read_columns(path, made_by):
     """A csv file of another lab script -> {column: array}."""
     if not path.exists():
         raise SystemExit(f"{path} not found: run `python docs/lab/{made_by}` first")
-    with open(path, encoding="utf-8") as file:
-        table = np.atleast_1d(np.genfromtxt(file, delimiter=",", names=True))
+    table = np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True, encoding="utf-8"))
     return {name: table[name] for name in table.dtype.names}
 
 def measure(policy, reference, reward_model, questions, seed):
@@ -71,29 +70,30 @@ def main(argv=None):
     args = p.parse_args(argv)
     device, out = pick_device(args.device), Path(args.out)
     wanted = dict(name.split("=", 1) if "=" in name else (name, "") for name in args.policies)
-    if not all(wanted.values()):
-        p.error("a policy is NAME=FILE, for instance ppo=out/ppo.pt")
+    if not all(wanted.values()) or len(wanted) < len(args.policies):
+        p.error("a policy is NAME=FILE, each name once, for instance ppo=out/ppo.pt")
     edge = read_columns(out / "ppo_measure.csv", "frontier.py")
     best_of = read_columns(out / "best_of.csv", "best_of_n.py")
     reference = load_gpt(out / "sft.pt", "sft.py", device)
     reward_model = reward_stage.load_reward(out / "reward.pt", reference)
     questions = [record["question"] for _, record, _ in data.read_records(out / "samples.jsonl")]
     found = {}
-    for n in (1, 4, 16):                                   # 1: the reference itself
-        here = best_of["n"] == n
-        if here.any():
-            found[f"best of {n}"] = {name: float(best_of[name][here][0]) for name in MEASURED}
+    for k, n in enumerate(best_of["n"]):
+        if n in (1, 4, 16):                                # 1: the reference itself
+            found[f"best of {n:.0f}"] = {name: float(best_of[name][k]) for name in MEASURED}
     for name, path in wanted.items():
-        found[name] = measure(load_gpt(path, "ppo.py", device), reference, reward_model, questions,
-                              args.seed)
+        policy = load_gpt(path, "ppo.py", device)
+        if policy.tokenizer.state() != reference.tokenizer.state():
+            raise SystemExit(f"{path} has another tokenizer: it did not begin as {out / 'sft.pt'}")
+        found[name] = measure(policy, reference, reward_model, questions, args.seed)
     start = dict(found["best of 1"])
-    found = {name: beside(figures, edge, start) for name, figures in found.items()}
-    for name, row in found.items():
+    for name, figures in found.items():
+        found[name] = row = beside(figures, edge, start)
         print(f"\n{name}\n ", "   ".join(f"{what} {x:.3f}" for what, x in row.items()))
     edge = {name: edge[name][edge["effective_samples"] >= RELIABLE].tolist() for name in MEASURED}
-    folder, figures = ROOT / "docs" / "results" if args.record else out, dict(edge=edge)
+    folder = ROOT / "docs" / "results" if args.record else out
     path = folder / f"seed{reference.world_seed}_methods.json"
-    path.write_text(json.dumps(figures | {"policies": found}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(dict(edge=edge, policies=found), indent=1) + "\n", encoding="utf-8")
     print(f"\nwrote {path}; next: python docs/lab/draw_methods.py --results {folder}")
 
 if __name__ == "__main__":

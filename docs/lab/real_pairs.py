@@ -30,6 +30,9 @@ def as_messages(turns):
 
 def split(args, out):
     """Shuffle the questions; hold out pairs until there are enough; write the files."""
+    files = [out / f"{name}.jsonl" for name in ("held_out", "pairs", "talks", "asked")]
+    if Path(args.file).resolve() in [file.resolve() for file in files]:
+        raise SystemExit(f"{args.file} would be overwritten: choose another --out")
     pairs, skipped = data.read_preferences(args.file)
     by_question = defaultdict(list)                        # a talk and its continuation: one side
     for pair in pairs:
@@ -43,11 +46,12 @@ def split(args, out):
         raise SystemExit(f"{args.file}: {len(pairs)} pairs, all held out: lower --held-out")
     record = lambda prompt, chosen, rejected, won, lost: {
         "prompt": as_messages(prompt), "chosen": chosen, "rejected": rejected, "votes": [won, lost]}
-    data.write_lines(out / "held_out.jsonl", [record(*pair) for pair in held_out])
-    data.write_lines(out / "pairs.jsonl", [record(*pair) for pair in learn])
     talks = [[*prompt, ("assistant", chosen)] for prompt, chosen, *_ in learn]
-    data.write_lines(out / "talks.jsonl", [{"messages": as_messages(talk)} for talk in talks])
-    data.write_lines(out / "asked.jsonl", [{"prompt": question} for question in questions])
+    contents = ([record(*pair) for pair in held_out], [record(*pair) for pair in learn],
+                [{"messages": as_messages(talk)} for talk in talks],
+                [{"prompt": question} for question in questions])
+    for file, records in zip(files, contents):
+        data.write_lines(file, records)
     print(f"skipped: {data.reasons(skipped)}\n{out}: {len(learn)} pairs and talks to learn from, "
           f"{len(questions)} first questions, {len(held_out)} pairs held out")
 
