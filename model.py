@@ -38,6 +38,7 @@ class GPTConfig:
     layers: int = 3
     heads: int = 4
     channels: int = 128
+    gelu: str = "none"           # exact; GPT-2's own weights know "tanh", slower on today's CPUs
 
 class Attention(nn.Module):
     """Causal self-attention (Vaswani et al. 2017), all heads at once."""
@@ -47,12 +48,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.channels, 3 * config.channels)     # one product for all three
         self.out = nn.Linear(config.channels, config.channels)
     def forward(self, x, mask, cache=None):                # x (B, T, C) -> (B, T, C)
-        """In each head softmax(q k' / sqrt(D)) v; `out` mixes the heads. A row of `qkv` is q, k, v,
-        each H heads of D. mask (B, 1, T, T_keys): True where a query sees a key; None: causal, the
-        fast path. cache.append(k, v) of the new, (B, H, T, D), gives all so far, T_keys of them."""
+        """In each head softmax(q k' / sqrt(D) + mask) v; `out` mixes the heads. A row of `qkv` is
+        q, k, v, each H heads of D. mask (B, 1, T, T_keys): log 1 where a query sees a key, log 0 =
+        -inf elsewhere; None: causal. cache.append(k, v) of the new gives all T_keys so far."""
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)               # each (B, H, T, D)
+        q, k, v = self.qkv(x).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
         if cache is not None:
             k, v = cache.append(k, v)                      # (B, H, T_keys, D)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
@@ -64,14 +64,14 @@ class Block(nn.Module):
         super().__init__()
         C = config.channels
         self.norm1, self.norm2 = nn.LayerNorm(C, eps=1e-5), nn.LayerNorm(C, eps=1e-5)
-        self.attention = Attention(config)
+        self.attention, self.gelu = Attention(config), nn.GELU(config.gelu)
         self.up, self.down = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)  # nowhere any dropout
     def forward(self, x, mask, cache=None):                # (B, T, C) -> (B, T, C)
         x = x + self.attention(self.norm1(x), mask, cache)
-        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+        return x + self.down(self.gelu(self.up(self.norm2(x))))
 
 class GPT(nn.Module):
-    """GPT-2 (Radford et al. 2019): learned positions, LayerNorm first, tanh-approximated GELU, head
+    """GPT-2 (Radford et al. 2019): learned positions, LayerNorm first, GELU, head
     tied to the embedding. It carries its `tokenizer`, the seed of its world (or None), the kinds of
     documents it is `without`, and whether it began with `published` weights, GPT-2's."""
     def __init__(self, config, tokenizer=None, world_seed=None, published=False, without=()):
@@ -102,7 +102,7 @@ class GPT(nn.Module):
         if segments is None:
             mask, positions = None, torch.arange(T, device=tokens.device)
         else:
-            mask, positions = attention_mask(segments, T), segment_positions(segments)[:, -T:]
+            mask, positions = attention_mask(segments, T).log(), segment_positions(segments)[:, -T:]
         x = self.tokens(tokens) + self.positions(positions)
         for i, block in enumerate(self.blocks):
             x = block(x, mask, caches[i] if caches else None)
@@ -194,8 +194,7 @@ def generate(model, prompts, max_new, temperature=1.0, seed=(0,), stop=(), trunc
     """Continue each prompt (a list of ids) by at most `max_new` tokens -> lists of new ids,
     end-of-text included where the model ended by itself; `stop`: further ids that end a reply.
     The noise of a sequence depends on `seed` (a tuple of ints) and its index, not on what else is
-    in the batch. Of several processes, which all call this, each samples its share and gets all.
-    ValueError where a prompt leaves no room in the context."""
+    in the batch. All processes call this and share the work. ValueError: no room for a prompt."""
     max_new = min(max_new, model.config.context)           # no reply can be longer
     replies, stops = [], torch.tensor([model.tokenizer.eot, *stop], device=model.device)
     numbers = range(len(prompts))[rank()::processes()]     # this process's share: all, if alone
@@ -443,9 +442,8 @@ def start_training(name=None):
     return device
 
 def average_and_clip(model):
-    """Before an optimizer's step: average the gradients over all processes, so that their weights
-    stay equal, and scale them to norm 1 at most, so that one odd batch cannot throw the weights
-    far. Stops on a gradient that is nan or infinite, before it reaches the weights."""
+    """Average the gradients over all processes, so that their weights stay equal, and scale them to
+    norm 1 at most, or one odd batch throws the weights far. Stops where one is nan or infinite."""
     for p in model.parameters():
         if processes() > 1 and p.grad is not None:
             p.grad = mean_over_processes(p.grad)
@@ -491,9 +489,9 @@ def finish_training():
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")     # 124 to 1558 million weights
 GPT2_HUB = "https://huggingface.co/openai-community"
 GPT2_SIZES = ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")   # in GPTConfig's order
-GPT2_KIND = {"model_type": "gpt2", "activation_function": "gelu_new",   # what our network assumes
-             "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-             "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+GPT2_KIND = {"model_type": "gpt2", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+             "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}     # and ours
+GELUS = {"none": "gelu", "tanh": "gelu_new"}               # GPTConfig.gelu: what they call it
 GPT2_PARTS = {"tokens.": "wte.", "positions.": "wpe.", "blocks.": "h.", "norm1.": "ln_1.",
               "norm2.": "ln_2.", "norm.": "ln_f.", "attention.qkv.": "attn.c_attn.",
               "attention.out.": "attn.c_proj.", "up.": "mlp.c_fc.", "down.": "mlp.c_proj."}
@@ -522,9 +520,11 @@ def read_gpt2(path):
                          "needed, as save_pretrained writes them; a .bin could run code")
     config, weights = data.parse_json(config_file, data.read_text(config_file)), {}
     config = config if isinstance(config, dict) else {}    # of no size, and refused for that
-    other = {key: config[key] for key, ours in GPT2_KIND.items() if config.get(key, ours) != ours}
+    gelu = "none" if config.get("activation_function") == GELUS["none"] else "tanh"
+    kind = GPT2_KIND | {"activation_function": GELUS[gelu]}
+    other = {key: config[key] for key, ours in kind.items() if config.get(key, ours) != ours}
     if other:
-        raise SystemExit(f"{config_file}: only GPT-2 can be read, with {GPT2_KIND}, not {other}")
+        raise SystemExit(f"{config_file}: only GPT-2 can be read, with {kind}, not {other}")
     for name, weight in ChainMap(*map(data.read_safetensors, shards)).items():
         name = name.removeprefix("transformer.")
         for ours, theirs in GPT2_PARTS.items():
@@ -548,7 +548,7 @@ def read_gpt2(path):
         sizes[0] += 3
     if None in sizes or tokenizer == "gpt2" and sizes[0] != 50260:
         raise SystemExit(f"{path}: a shard is missing, or it is no GPT-2 of 50257 tokens: {sizes}")
-    return dict(config=vars(GPTConfig(*sizes)), model=weights, tokenizer=tokenizer,
+    return dict(config=vars(GPTConfig(*sizes, gelu)), model=weights, tokenizer=tokenizer,
                 world_seed=config.get("world_seed"), published=True)
 
 # --- Chat -----------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_gpt2_of_the_real_size(sizes, tmp_path):
     all the same and the text is nonsense."""
     theirs = their_gpt2(tmp_path, **sizes)
     gpt, size = m.load_gpt(tmp_path), theirs.config
-    assert gpt.config == m.GPTConfig(50260, 1024, size.n_layer, size.n_head, size.n_embd)
+    assert gpt.config == m.GPTConfig(50260, 1024, size.n_layer, size.n_head, size.n_embd, "tanh")
     assert gpt.world_seed is None and not gpt.training
     assert_same_model(theirs, gpt)
     shutil.rmtree(tmp_path)                                # half a gigabyte

@@ -18,10 +18,10 @@ TOKENIZER = data.make_tokenizer("bytes", [])
 PROMPTS = [[5, 9, 200], [7], list(range(30, 50)), [100, 101, 102, 103, 104, 105], [42, 42]]
 
 
-def tiny_gpt(seed=0):
+def tiny_gpt(seed=0, gelu="none"):
     """A random model with decided opinions, biases included."""
     torch.manual_seed(seed)
-    gpt = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 64, 2, 4, 32), TOKENIZER, world_seed=3)
+    gpt = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 64, 2, 4, 32, gelu), TOKENIZER, world_seed=3)
     for p in gpt.parameters():
         torch.nn.init.normal_(p, mean=float(p.dim() == 1) * 0.1, std=0.2)
     return gpt.eval()
@@ -37,8 +37,9 @@ def as_theirs(gpt):
     size, no_dropout = gpt.config, dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     config = transformers.GPT2Config(
         vocab_size=size.vocab_size, n_positions=size.context, n_embd=size.channels,
-        n_layer=size.layers, n_head=size.heads, bos_token_id=TOKENIZER.eot,
-        eos_token_id=TOKENIZER.eot, pad_token_id=TOKENIZER.pad, **no_dropout)
+        n_layer=size.layers, n_head=size.heads, activation_function=m.GELUS[size.gelu],
+        bos_token_id=TOKENIZER.eot, eos_token_id=TOKENIZER.eot, pad_token_id=TOKENIZER.pad,
+        **no_dropout)
     theirs = transformers.GPT2LMHeadModel(config).eval()
     weights = {"transformer.wte.weight": gpt.tokens.weight, "lm_head.weight": gpt.tokens.weight,
                "transformer.wpe.weight": gpt.positions.weight,
@@ -59,11 +60,12 @@ def as_theirs(gpt):
     return theirs
 
 
+@pytest.mark.parametrize("gelu", ["none", "tanh"])
 @torch.no_grad()
-def test_our_gpt_is_gpt2():
+def test_our_gpt_is_gpt2(gelu):
     """A wrong GELU, a norm in the wrong place, heads split the wrong way: models that train, but
     are not what they say."""
-    gpt = tiny_gpt()
+    gpt = tiny_gpt(gelu=gelu)
     theirs, tokens = as_theirs(gpt), random_ids(3, 40, seed=1)
     apart = (gpt(tokens) - theirs(tokens).logits)[..., :TOKENIZER.pad]     # which ours never says
     assert apart.abs().max() < 1e-4

@@ -26,10 +26,8 @@ WRONG = [
      "is_causal=mask is None",
      "is_causal=mask is None, scale=C ** -0.5"),
     ("attention", "the channels split into heads first, and into q, k, v then",
-     """3, self.heads, C // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)""",
-     """self.heads, 3, C // self.heads)
-        q, k, v = qkv.permute(3, 0, 2, 1, 4)"""),
+     "3, self.heads, -1).permute(2, 0, 3, 1, 4)",
+     "self.heads, 3, -1).permute(3, 0, 2, 1, 4)"),
     ("attention", "heads and tokens not swapped back",
      "y.transpose(1, 2).reshape",
      "y.reshape"),

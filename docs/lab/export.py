@@ -83,8 +83,9 @@ def main(argv=None):
                          f"{', '.join(sorted(others))} or name another folder")
     model = m.load_gpt(args.checkpoint, device=m.pick_device("cpu"))
     eot, sizes = model.tokenizer.eot, dict(zip(m.GPT2_SIZES, vars(model.config).values()))
-    config = {**m.GPT2_KIND, **sizes, "architectures": ["GPT2LMHeadModel"], "bos_token_id": eot,
-              "eos_token_id": eot, "pad_token_id": model.tokenizer.pad,
+    config = {**m.GPT2_KIND, **sizes, "activation_function": m.GELUS[model.config.gelu],
+              "architectures": ["GPT2LMHeadModel"], "bos_token_id": eot, "eos_token_id": eot,
+              "pad_token_id": model.tokenizer.pad,
               "n_ctx": sizes["n_positions"], "world_seed": model.world_seed,
               "tokenizer": model.tokenizer.state()}        # these two for load_gpt
     files = {"config.json": config, **tokenizer_files(model.tokenizer, model.config.context)}
