@@ -11,7 +11,7 @@ questions. It is an autocomplete: it knows where Ann lives (it completes "Ann li
 idea that a question is there to be answered. (Sizes: B rows, T tokens, V vocabulary.)"""
 import argparse
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -141,32 +141,32 @@ class Muon(torch.optim.Optimizer):
     A group's matrices are so many `parts` on top of each other, and each is a W (q, k, v: 3)."""
     def __init__(self, params, lr, momentum=0.95):
         super().__init__(params, dict(lr=lr, momentum=momentum, parts=1))
-
     @torch.no_grad()
     def step(self):
         """One step. Matrices of one shape are stacked: few large products beat many small ones."""
+        stacks = defaultdict(list)                         # shape -> [(W, its gradient, its rate)]
         for group in self.param_groups:
-            for rows, cols in dict.fromkeys(p.shape for p in group["params"]):
-                params = [p for p in group["params"] if p.shape == (rows, cols)]
-                g = torch.stack([p.grad for p in params])  # (n, rows, cols)
-                average = self.state[params[0]].setdefault("average", torch.zeros_like(g))
-                average.lerp_(g, 1 - group["momentum"])
-                ahead = g.lerp(average, group["momentum"])
-                height = rows // group["parts"]            # q, k, v: (n, 3C, C) -> (3n, C, C)
-                update = orthogonalize(ahead.view(-1, height, cols)) * max(1, height / cols) ** 0.5
-                for p, u in zip(params, update.view(g.shape)):
-                    p.sub_(u, alpha=group["lr"])
+            for p in group["params"]:
+                average = self.state[p].setdefault("average", torch.zeros_like(p))
+                ahead = p.grad.lerp(average.lerp_(p.grad, 1 - group["momentum"]), group["momentum"])
+                for W, g in zip(p.chunk(group["parts"]), ahead.chunk(group["parts"])):
+                    lr = group["lr"] * max(1, W.shape[0] / W.shape[1]) ** 0.5
+                    W, g = (W.T, g.T) if lr > group["lr"] else (W, g)     # X X' is the smaller then
+                    stacks[g.shape].append((W, g, lr))
+        for stack in stacks.values():
+            matrices, gradients, rates = zip(*stack)
+            for W, lr, update in zip(matrices, rates, orthogonalize(torch.stack(gradients))):
+                W.sub_(update, alpha=lr)                   # a view: it changes the parameter
 
 def orthogonalize(G, steps=5):
     """Matrices (n, rows, cols), each U S V' -> about U V': singular values from 0.7 to 1.2, near
     1. Divide G by its norm; then, 5 times, s -> 3.4445 s - 4.7750 s^3 + 2.0315 s^5 (s^3: X X' X)
     moves each value and leaves U and V alone (Newton-Schulz): diag(3, 0.1) -> diag(0.70, 1.13)."""
-    X = G.mT if G.shape[1] > G.shape[2] else G             # X X' is then the smaller product
-    X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)      # far above 1 it diverges; G may be 0
+    X = G / (G.norm(dim=(1, 2), keepdim=True) + 1e-7)      # far above 1 it diverges; G may be 0
     for _ in range(steps):                                 # bigger systems do this in bfloat16
         A = X @ X.mT
         X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
-    return X.mT if G.shape[1] > G.shape[2] else X
+    return X
 
 @torch.no_grad()
 def token_losses(model, batch):

@@ -120,8 +120,8 @@ WRONG = [
      "total = loss.detach()"),
 
     ("muon", "not divided by the norm: it diverges",
-     "X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)",
-     "X = X"),
+     "X = G / (G.norm(dim=(1, 2), keepdim=True) + 1e-7)",
+     "X = G"),
     ("muon", "one step only",
      "range(steps)",
      "range(1)"),
@@ -131,9 +131,9 @@ WRONG = [
     ("muon", "the entries squared, not the matrix",
      "A @ A",
      "A * A"),
-    ("muon", "tall matrices come back lying",
-     "return X.mT if G.shape[1] > G.shape[2] else X",
-     "return X"),
+    ("muon", "no fifth power",
+     "-4.7750 * A + 2.0315 * A @ A",
+     "-4.7750 * A"),
 
     # --- Stage 2 ----------------------------------------------------------------------------------
     ("chat-mask", "end-of-text does not count, so the model never stops",
