@@ -27,7 +27,7 @@ import reward as reward_stage
 from model import ScalarModel, answer, common_flags, copy_of, load_gpt, pick_device
 
 RUNS = {"500": 1, "2000": 2, "all": None}      # labels, and questions a step of the reward model
-REWARD_LR, ANSWERS, HOT = 6e-4, 8, 1.4         # reward.py's defaults
+REWARD_LR, ANSWERS, HOT = 6e-4, 8, 1.4         # reward.py's when this was measured
 SMOOTH = 5                                     # iterations whose mean is a point: one is noisy
 
 def train_reward_model(policy, world, taste, labels, questions, seed):
