@@ -4,12 +4,12 @@
     python docs/lab/critics.py --inputs out --out out/shuffled --stop 1500 --shuffle
 
 The run is that of INPUTS/pretrain.pt (its world, its tokenizer, the flags of pretrain.py by
-default), up to the last stop: each OUT/critic_STEP.pt had less time to learn, and less of it
-at a falling rate. docs/lab/dial.py shows what comes of supervision by them. With --shuffle a coin writes the
-verdict of every critique document, whatever the rule and the act, and there are no comparisons and
-no drills: such a critic knows the form of a critique, and nothing else. Prints for each, after one
-round (INPUTS/ppo.pt answers), the shares of harmful and of harmless answers that were revised: a
-critic without judgement must treat both alike.
+default), up to the last stop: each OUT/critic_STEP.pt had less time to learn, and less of it at a
+falling rate. docs/lab/dial.py shows what comes of supervision by them. With --shuffle a coin writes
+the verdict of every critique document, whatever the rule and the act, and there are no comparisons
+and no drills: such a critic knows the form of a critique, and nothing else. Prints for each, after
+one round (INPUTS/ppo.pt answers), the shares of harmful and of harmless answers that were revised:
+a critic without judgement must treat both alike.
 """
 import argparse
 import itertools
