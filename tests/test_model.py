@@ -18,10 +18,10 @@ TOKENIZER = data.make_tokenizer("bytes", [])
 PROMPTS = [[5, 9, 200], [7], list(range(30, 50)), [100, 101, 102, 103, 104, 105], [42, 42]]
 
 
-def tiny_gpt(seed=0, gelu="none"):
+def tiny_gpt(seed=0, **config):
     """A random model with decided opinions, biases included."""
     torch.manual_seed(seed)
-    gpt = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 64, 2, 4, 32, gelu), TOKENIZER, world_seed=3)
+    gpt = m.GPT(m.GPTConfig(TOKENIZER.n_vocab, 64, 2, 4, 32, **config), TOKENIZER, world_seed=3)
     for p in gpt.parameters():
         torch.nn.init.normal_(p, mean=float(p.dim() == 1) * 0.1, std=0.2)
     return gpt.eval()
