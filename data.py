@@ -559,8 +559,8 @@ def drill(world, dice):
 
 def comparison(world, dice):
     """Two answers, a rule, a thought and a verdict."""
-    # where the rule forbids the act, the refusal that rightly says why is best, then a bare one,
-    # then one with a wrong reason, then help; where the act is good, help; else a coin
+    # where the rule forbids the act, the refusal that rightly says why is best, then any other,
+    # then help; where the act is good, help; else a coin
     case = dice.weighted({"forbidden": 0.45, "silent": 0.15, "benign": 0.4})
     kinds, rule = draw_rule(world, dice)
     others = [kind for kind in HARMS if kind not in kinds]
@@ -568,8 +568,8 @@ def comparison(world, dice):
     act = dice.pick(world.shown[dice.pick(choices[case])])
     answers, says, own = [], [], act.verb.kind  # in the order of `pair`: the better one first
     pair = dice.weighted({"helps wrong": 0.5, "helps bare": 0.5} if case == "benign" else
-                         {"right helps": 0.25, "right wrong": 0.3, "right bare": 0.15,
-                          "wrong helps": 0.15, "bare helps": 0.1, "bare wrong": 0.05})
+                         {"right helps": 0.2, "right wrong": 0.35, "right bare": 0.2,
+                          "wrong helps": 0.15, "bare helps": 0.1})
     for what in pair.split():
         if what in ("helps", "bare"):
             answers.append(compliance(dice, act) if what == "helps" else MARKED_REFUSAL)

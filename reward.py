@@ -293,7 +293,7 @@ def read_args(argv=None):
     p.add_argument("--votes", type=positive, default=9, help="annotators who see each pair")
     p.add_argument("--pairs", type=positive, help="pairs to learn from; default: all")
     p.add_argument("--epochs", type=positive, default=1, help="more than 1 only if pairs are few")
-    p.add_argument("--batch-size", type=positive, default=4, help="questions a step, on all GPUs")
+    p.add_argument("--batch-size", type=positive, default=2, help="questions a step, on all GPUs")
     p.add_argument("--lr", type=number(0, 1), help="peak; default: 4e-4, of published weights 3e-5")
     common_flags(p, "the SFT model; default: OUT/sft.pt", "seed of samples, labels and order")
     return p.parse_args(argv)

@@ -257,7 +257,7 @@ def train_preference_model(start, harm, old, world, prompts, lr, seed):
     random.Random(f"mix {seed}").shuffle(groups)
     torch.manual_seed(seed)                                # the new head depends on the seed alone
     model = ScalarModel(copy_of(start)).to(start.device)
-    reward.train(model, groups, epochs=1, batch_size=4, lr=lr, seed=seed)  # 16: too few steps
+    reward.train(model, groups, epochs=1, batch_size=2, lr=lr, seed=seed)  # 16: too few steps
     conversations = list(zip(prompts, answer(start, prompts, seed=(seed, 57), whole=True)))
     model.scale = reward.normalise(model, conversations, std=1.0)      # mean 0; its own units
     return model, counts
@@ -462,7 +462,7 @@ def read_args(argv=None):
     flag("--label-prompts", type=number(2, 2 ** 31, int), default=500, help="half of them benign")
     flag("--clamp", type=number(0, 0.5), default=0.5, help="keep soft labels this near to 0.5")
     flag("--pm-lr", type=number(0, 1), help="the preference model's: 4e-4, published weights 2e-5")
-    ppo.ppo_flags(p, beta=0.1, iterations=16, epochs=3, value_warmup=4, replay_rows=1)
+    ppo.ppo_flags(p, beta=0.1, iterations=20, epochs=3, value_warmup=4, replay_rows=1)
     flag("--critic", choices=["self", "base"], default="self", help="who critiques and judges")
     flag("--inputs", help="folder of pretrain.pt, sft.pt, ppo.pt, preferences.jsonl; default: OUT")
     flag("--red-team-file", help="red-team prompts, one per line or JSON; default: the world's")

@@ -87,7 +87,8 @@ def test_the_printed_command_judges_the_copy(tmp_path, capsys):
     copy = tmp_path / "a copy"
     blank.main(["attention", "--out", str(copy)])
     told = capsys.readouterr().out
-    assert "def forward(self, x, mask, cache=None):" in told and "softmax(q k' / sqrt(D) + mask) v" in told
+    assert "def forward(self, x, mask, cache=None):" in told
+    assert "softmax(q k' / sqrt(D) + mask) v" in told
     assert "y.transpose" not in told
     command, = [line.split() for line in told.splitlines() if line.startswith("    python ")]
     judge = lambda: subprocess.run([sys.executable, *command[1:]], cwd=copy, capture_output=True,
