@@ -122,8 +122,8 @@ def train(reward_model, groups, epochs, batch_size, lr, seed, progress=None):
     start, history = resume(progress, model=reward_model, optimizer=optimizer)
     bar = tqdm(range(start, len(order)), "reward", len(order), initial=start, unit="step")
     for step in bar:
-        # a short warm-up, while Adam's averages know nothing; then linear decay to 0
-        optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 10) * (1 - step / len(order))
+        # from 0 up in the first 5%, or the new head would shake what the trunk knows; then to 0
+        optimizer.param_groups[0]["lr"] = lr * min(20 * (step + 1), len(order) - step) / len(order)
         mine, weight = my_share(batches[order[step]], lambda group: len(group[2]))     # by pairs
         # P: answers a b c, pairs (0, 1, 1) (1, 2, 0), and Q: answers d e, pair (0, 1, 1), become
         # sequences Pa Pb Pc Qd Qe, pairs (0, 1, 1) (1, 2, 0) (3, 4, 1): each answer is read once

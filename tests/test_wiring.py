@@ -190,7 +190,7 @@ def test_the_reward_model_compares_answers_of_the_sft_model(folder, tmp_path, mo
         (kinds([q for q, _ in conversations]), rm.scalar.weight.clone())))
     spy(monkeypatch, reward, "evaluate", lambda rm, world, tests, taste: judged.append(
         (tests, taste)))
-    flags = f"--prompts 60 --answers 4 --batch-size 20 --annotator curt --out {tmp_path}"
+    flags = f"--prompts 60 --answers 4 --batch-size 1 --annotator curt --out {tmp_path}"
     reward.main([*flags.split(), "--lr", "0.001", "--device", "cpu", "--init",
                  str(folder / "sft.pt")])
     learn = ["benign g1 train", "fact demo", "fact train"]
@@ -210,8 +210,8 @@ def test_the_reward_model_compares_answers_of_the_sft_model(folder, tmp_path, mo
     assert not any(strays[:len(plain)]) and all(strays[len(plain):])
     figures = json.loads((tmp_path / "reward.json").read_text(encoding="utf-8"))
     assert {"accuracy", "accuracy_hard", "ceiling_hard", "pairs"} <= set(figures)
-    assert [rate for (rate,), _ in steps] == pytest.approx(
-        [1e-3 * (i + 1) / 10 * (1 - i / 3) for i in range(3)])     # 60 groups, 20 a step
+    rises_and_falls = [20, 40, *range(58, 0, -1)]          # 60 groups, one a step
+    assert [rate for (rate,), _ in steps] == pytest.approx([1e-3 * x / 60 for x in rises_and_falls])
 
 
 # --- 4. PPO ---------------------------------------------------------------------------------------
