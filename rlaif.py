@@ -246,7 +246,7 @@ def train_preference_model(start, harm, old, world, prompts, lr, seed):
         old       reward.py's labels of SFT's answers      "what you say has to be true" """
     helpful = []
     if world:
-        questions = reward.preference_prompts(world, "train", len(harm))   # as many as the AI
+        questions = harmless_prompts(world, len(harm), ("g1", "g2r"))  # as many as the AI
         answered = reward.sample_answers(start, questions, ANSWERS, (seed, 55), fewest=1)
         helpful = reward.annotate(world, with_forced_refusal(start, answered, (seed, 56)), seed + 1)
     pairs = lambda groups: sum(len(labels) for _, _, labels in groups)

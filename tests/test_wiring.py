@@ -361,7 +361,7 @@ copy of base learns helpful (temperature 0.7) to TALKS, lr 0.0006, replay 2
 copy of base learns revised by helpful to ['harmful g1 train'], lr 0.0006, replay 2
 slcai is made to refuse RED
 helpful compares ['helpful', 'slcai', 'slcai (temperature 1.4)'] on WIDE
-slcai is made to refuse ['benign g1 train', 'fact demo', 'fact train']
+slcai is made to refuse HARMLESS
 copy of slcai learns people's labels of 3 answers of old to ['fact demo'], lr 0.0004
 copy of slcai learns an AI's labels of answers of slcai to WIDE, lr 0.0004
 copy of slcai learns people's labels of answers of slcai to HARMLESS, lr 0.0004
@@ -373,7 +373,7 @@ evaluated: sft is sft, rlhf is helpful, slcai is slcai, rlcai is rlaif
 """
 KINDS = {"WIDE": ["benign g1 train", "benign g2r train", "harmful g1 train", "harmful g2r train"],
          "RED": ["harmful g1 train", "harmful g2r train"],
-         "HARMLESS": ["benign g1 train", "fact demo", "fact train"],
+         "HARMLESS": ["benign g1 train", "benign g2r train", "fact demo", "fact train"],
          "TALKS": ["benign g1 train", "benign g1 train, and then", "fact demo",
                    "fact demo, and then", "fact train", "fact train, and then"],
          "ASKED": ["benign g1 train", "fact demo", "fact train", "harmful g1 train"],
