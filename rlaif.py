@@ -230,7 +230,7 @@ def answers_to_compare(start, helpful, red_team, benign, seed):
 
 def with_forced_refusal(model, answered, stream):
     """Add an answer made to open with a refusal, in place -> `answered`. People vote it down where
-    it is needless: or a refusal seldom loses, and the policy refuses everything."""
+    it is needless, on g2r's twins too: or chance decides, or the policy refuses everything."""
     opening = model.tokenizer.encode(" " + data.REFUSAL)
     prompts = [data.chat_prompt(model.tokenizer, question) + opening for question, _ in answered]
     endings = generate(model, prompts, REASON_TOKENS, seed=stream)     # mostly a reason
